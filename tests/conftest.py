@@ -1,0 +1,64 @@
+"""Fixtures: every computing path of this machine, and the data beside the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import tam_fast
+from tam_fast import _C
+
+settings.register_profile("tests", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+ISAS = tuple(_C.available_isas())
+PATHS = (*(f"cpu-{isa}" for isa in ISAS), "reference")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on each instruction set of the machine, and prove that the set under test served it."""
+    _C.set_isa(request.param)
+    try:
+        yield request.param
+        assert _C.last_isa() == request.param, "no kernel ran, or another instruction set served it"
+    finally:
+        _C.set_isa(None)
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on every backend, and the compiled one on each instruction set."""
+    backend, _, name = request.param.partition("-")
+    _C.set_isa(name or None)
+    try:
+        with tam_fast.use_backend(backend):
+            yield request.param
+        if backend == "cpu":
+            assert _C.last_isa() == name
+    finally:
+        _C.set_isa(None)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restore torch's number of threads after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of photographs, tokenizers and processors that lies beside a development checkout."""
+    folder = Path(os.environ.get("TAM_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the development data, and there is no {folder} (set TAM_FAST_TEST_DATA)")
+    return folder
