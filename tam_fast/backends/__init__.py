@@ -1,0 +1,1 @@
+"""Implementations of the operators: one module a backend, one function an operator, the same names in each."""

@@ -1,0 +1,96 @@
+"""Selection: automatic, visible, and refused where it cannot be met."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tam_fast
+from tam_fast import _C
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+FILTER = "import torch, tam_fast; tam_fast.rank_gaussian_filter(torch.rand(2, 5, 5)); "
+
+
+def test_info_is_complete_and_serialisable() -> None:
+    info = json.loads(json.dumps(tam_fast.backend_info()))
+    assert info["backend"] == "cpu"
+    assert info["version"] == tam_fast.__version__ == _C.__version__
+    assert info["isa"] in info["available_isas"]
+    assert "serial" in info["available_isas"]
+    assert info["threads"] == torch.get_num_threads()
+    assert info["cuda"]["built"] is False
+    assert set(info["operators"]) >= {"rank_gaussian_filter", "token_scores", "finish_maps"}
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_environment_forces_an_instruction_set(isa: str) -> None:
+    result = run(FILTER + "from tam_fast import _C; print(_C.last_isa(), tam_fast.backend_info()['isa'])", TAM_FAST_ISA=isa)
+    assert result.stdout.split() == [isa, isa], result.stderr
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    result = run(FILTER, TAM_FAST_ISA="avx1024")
+    assert result.returncode != 0
+    assert "TAM_FAST_ISA" in result.stderr
+    assert "avx1024" in result.stderr
+
+
+def test_an_unknown_backend_is_an_error() -> None:
+    result = run(FILTER, TAM_FAST_BACKEND="abacus")
+    assert result.returncode != 0
+    assert "TAM_FAST_BACKEND: expected one of cpu, reference, got 'abacus'" in result.stderr
+
+
+def test_environment_selects_the_reference() -> None:
+    result = run(FILTER + "print(tam_fast.backend_info()['backend'])", TAM_FAST_BACKEND="reference")
+    assert result.stdout.strip() == "reference", result.stderr
+
+
+def test_the_reference_without_scipy_says_what_to_install() -> None:
+    hide = "import sys; sys.modules['scipy'] = None; sys.modules['scipy.optimize'] = None; "
+    result = run(hide + FILTER, TAM_FAST_BACKEND="reference")
+    assert result.returncode != 0
+    assert "scipy" in result.stderr.strip().splitlines()[-1]
+
+
+def test_use_backend_restores_and_names() -> None:
+    with tam_fast.use_backend("reference"):
+        assert tam_fast.backend_info()["backend"] == "reference"
+    assert tam_fast.backend_info()["backend"] == "cpu"
+    with pytest.raises(ValueError, match="name: expected one of cpu, reference, got 'gpu'"), tam_fast.use_backend("gpu"):
+        pass
+
+
+def test_importing_does_not_load_transformers() -> None:
+    result = run("import tam_fast, sys; print('transformers' in sys.modules, 'PIL' in sys.modules, 'scipy' in sys.modules)")
+    assert result.stdout.split() == ["False", "False", "False"], result.stderr
+
+
+def test_fork_after_use() -> None:
+    code = (
+        "import os, torch, tam_fast\n"
+        "x = torch.rand(300, 36, 36); torch.set_num_threads(4)\n"
+        "a = tam_fast.rank_gaussian_filter(x)\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if torch.equal(tam_fast.rank_gaussian_filter(x), a) else 3)\n"
+        "_, status = os.waitpid(pid, 0)\n"
+        "print(os.waitstatus_to_exitcode(status))\n"
+    )
+    assert run(code).stdout.strip() == "0"
