@@ -1,0 +1,322 @@
+"""activation_maps and its streaming twin against the oracle, for one answer and many."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import tolerances
+import torch
+
+import tam_fast
+from tam_fast import Grid, Layout, _C
+
+
+class Case:
+    """A made-up answer: `before` template tokens, the grids, text, template tokens, then the answer."""
+
+    def __init__(
+        self,
+        sizes: list[tuple[int, int]],
+        n_p: int = 5,
+        n_t: int = 7,
+        c: int = 32,
+        v: int = 12,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        interleaved: bool = False,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        grids, begin = [], 3
+        gap = 2 if interleaved else 0
+        for source, (height, width) in enumerate(sizes):
+            grids.append(Grid(torch.arange(begin, begin + height * width), height, width, source=source))
+            begin += height * width + gap
+        prompt = torch.arange(begin + 1, begin + 1 + n_p)
+        self.answer_start = begin + 1 + n_p + 2
+        self.layout = Layout(grids, prompt, self.answer_start)
+        # Few distinct ids: words repeat, within the prompt, the answer and across both.
+        self.token_ids = torch.randint(v, (self.answer_start + n_t,), generator=generator)
+        mean = torch.randn(c, generator=generator)
+        self.hidden = (torch.randn(len(self.token_ids) - 1, c, generator=generator) + mean).to(dtype)
+        self.classifier = (torch.randn(v, c, generator=generator) + mean).to(dtype)
+        self.sizes = sizes
+
+    def maps(self, **options: object) -> tam_fast.TokenActivationMaps:
+        return tam_fast.activation_maps(self.hidden, self.classifier, self.token_ids, self.layout, **options)
+
+    def oracle(self, **options: object) -> oracle.Answer:
+        return oracle.activation_maps(
+            self.hidden.double().numpy(),
+            self.classifier.double().numpy(),
+            self.token_ids.numpy(),
+            self.layout.visual_positions.numpy(),
+            self.sizes,
+            self.layout.prompt.numpy(),
+            self.answer_start,
+            **options,
+        )
+
+
+def check(got: tam_fast.TokenActivationMaps, expected: oracle.Answer) -> None:
+    assert np.abs(got.maps.numpy() - expected.maps).max() <= tolerances.PIPELINE
+    assert np.abs(got.relevance.numpy() - expected.relevance).max(initial=0) <= tolerances.PIPELINE
+    assert np.allclose(got.scale.numpy(), expected.scale, rtol=3e-6, atol=1e-7)
+    assert np.array_equal(got.flat.numpy(), expected.flat)
+
+
+SIZES = [[(6, 7)], [(1, 1)], [(1, 9)], [(2, 2), (5, 3)], [(4, 4), (4, 4), (3, 8)], [(17, 16)]]
+
+
+@pytest.mark.parametrize("compat", [None, "official", "paper"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_against_the_oracle(path: str, sizes: list[tuple[int, int]], compat: str | None) -> None:
+    case = Case(sizes, seed=len(sizes), interleaved=len(sizes) == 2)
+    check(case.maps(compat=compat), case.oracle(compat=compat))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("interference", [True, False])
+@pytest.mark.parametrize("compat", [None, "paper"])
+def test_options(isa: str, kernel_size: int, interference: bool, compat: str | None) -> None:
+    case = Case([(9, 10), (3, 4)])
+    options = {"kernel_size": kernel_size, "interference": interference, "compat": compat}
+    check(case.maps(**options), case.oracle(**options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(path: str, dtype: torch.dtype) -> None:
+    case = Case([(8, 9)], dtype=dtype)
+    got = case.maps()
+    assert got.maps.dtype == torch.float32
+    check(got, case.oracle())
+
+
+@pytest.mark.parametrize(("n_p", "n_t"), [(0, 1), (0, 5), (1, 1), (3, 1), (40, 90)])
+def test_prompt_and_answer_lengths(path: str, n_p: int, n_t: int) -> None:
+    case = Case([(5, 6)], n_p=n_p, n_t=n_t, v=50)
+    for compat in (None, "official", "paper"):
+        got = case.maps(compat=compat)
+        assert got.maps.shape == (n_t, 30)
+        assert got.relevance.shape == (n_t, n_p + n_t - 1)
+        check(got, case.oracle(compat=compat))
+
+
+def test_fields() -> None:
+    case = Case([(6, 7), (2, 3)])
+    got = case.maps()
+    assert len(got) == 7
+    assert got.target_ids.tolist() == case.token_ids[case.answer_start :].tolist()
+    assert got.context_ids.tolist() == [*case.token_ids[case.layout.prompt].tolist(), *got.target_ids[:-1].tolist()]
+    assert got.layout is case.layout
+    assert torch.equal(got.grid(2, 0), got.maps[2, :42].view(6, 7))
+    assert torch.equal(got.grid(-1, -1), got.maps[6, 42:].view(2, 3))
+    for t, g, words in ((7, 0, "t: expected"), (0, 2, "g: expected")):
+        with pytest.raises(IndexError, match=words):
+            got.grid(t, g)
+    assert torch.equal(got.uint8(), (got.maps * 255).floor().to(torch.uint8))
+    assert 0 <= got.maps.min()
+    assert got.maps.max() <= 1
+    for t in range(7):
+        assert (got.relevance[t, 5 + t :] == 0).all()
+
+
+def test_a_token_that_nothing_activates_is_flat(path: str) -> None:
+    case = Case([(3, 3)], n_t=3, v=40, n_p=4)
+    case.token_ids = torch.arange(len(case.token_ids))
+    case.classifier = torch.cat([case.classifier, torch.randn(10, 32)])[: len(case.token_ids)]
+    case.classifier = torch.nn.functional.pad(case.classifier, (0, 0, 0, len(case.token_ids) - len(case.classifier)), value=0.1)
+    case.classifier[case.token_ids[case.answer_start + 1]] = 0
+    got = case.maps()
+    assert got.flat.tolist() == [False, True, False]
+    assert (got.maps[1] == 0).all()
+    assert (got.relevance[1] == 0).all()
+    check(got, case.oracle())
+
+
+def test_constant_windows_of_the_official_program_are_nan() -> None:
+    case = Case([(6, 6)], n_p=3, n_t=2)
+    case.hidden[case.layout.visual_positions] = case.classifier[case.token_ids[-1]] * 0.1
+    case.hidden[case.layout.visual_positions[0]] *= 2
+    got = case.maps(compat="official")
+    expected = case.oracle(compat="official")
+    assert np.isnan(expected.maps).any()
+    assert np.array_equal(np.isnan(got.maps.numpy()), np.isnan(expected.maps))
+    assert (got.uint8()[torch.isnan(got.maps)] == 0).all()
+    assert not torch.isnan(case.maps().maps).any()
+
+
+def test_texts_decide_what_the_same_word_is() -> None:
+    case = Case([(5, 5)], n_p=3, n_t=4, v=60)
+    ids = case.maps(compat="official")
+    names = [f"token {i}" for i in [*ids.context_ids.tolist(), int(ids.target_ids[-1])]]
+    assert torch.equal(case.maps(compat="official", texts=names).maps, ids.maps)
+    merged = case.maps(compat="official", texts=["same"] * 7)
+    assert (merged.scale == 0).all()
+    with pytest.warns(UserWarning, match="texts: expected 7 strings"):
+        fallen_back = case.maps(compat="official", texts=names[:-1])
+    assert torch.equal(fallen_back.maps, ids.maps)
+    with pytest.raises(ValueError, match="texts: expected only with"):
+        case.maps(texts=names)
+    with pytest.raises(TypeError, match="texts: expected a sequence of str"):
+        case.maps(compat="official", texts="words")
+
+
+@pytest.mark.parametrize("compat", [None, "official", "paper"])
+def test_many_answers_in_one_call_are_the_answers_alone(isa: str, compat: str | None) -> None:
+    cases = [Case(sizes, n_p=2 + i, n_t=3 + 2 * i, seed=i) for i, sizes in enumerate(SIZES)]
+    classifier = cases[0].classifier
+    together = tam_fast.activation_maps(
+        [c.hidden for c in cases], classifier, [c.token_ids for c in cases], [c.layout for c in cases], compat=compat
+    )
+    assert isinstance(together, list)
+    for case, got in zip(cases, together, strict=True):
+        case.classifier = classifier
+        alone = case.maps(compat=compat)
+        for name in ("maps", "relevance", "scale", "flat"):
+            assert torch.equal(getattr(got, name), getattr(alone, name)), name
+    assert tam_fast.activation_maps([], classifier, [], []) == []
+
+
+def test_bits_are_the_same_on_every_path(threads: None) -> None:
+    case = Case([(20, 21), (7, 8)], n_p=30, n_t=60, v=40, dtype=torch.bfloat16)
+    results = []
+    for name in _C.available_isas():
+        _C.set_isa(name)
+        try:
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                results.append(case.maps())
+            assert _C.last_isa() == name
+        finally:
+            _C.set_isa(None)
+    for got in results[1:]:
+        for name in ("maps", "relevance", "scale"):
+            assert torch.equal(getattr(got, name), getattr(results[0], name)), name
+
+
+def test_operators_compose_to_the_fused_step(isa: str) -> None:
+    """The public operators, one after another, give what the fused one gives."""
+    case = Case([(8, 9)], n_p=4, n_t=6, v=200, c=16)
+    case.token_ids = torch.randperm(200)[: len(case.token_ids)]
+    got = case.maps()
+    ids = torch.cat([got.context_ids, got.target_ids[-1:]])
+    scores = tam_fast.token_scores(case.hidden, case.classifier, ids)
+    places = torch.cat([case.layout.prompt, case.answer_start - 1 + torch.arange(6)])
+    visual = scores[:, case.layout.visual_positions]
+    raw = scores[4:, places[:-1]]
+    inside = torch.arange(9)[None] < 4 + torch.arange(6)[:, None]
+    causal, scale = tam_fast.estimated_causal_inference(visual[4:], visual[:-1], raw * inside)
+    assert torch.equal(scale, got.scale)
+    for t in range(6):
+        together = torch.cat([causal[t], raw[t, : 4 + t]])
+        normal = (causal[t] - together.min()) / (together.max() - together.min())
+        filtered = tam_fast.rank_gaussian_filter(normal.view(8, 9)).flatten()
+        assert (filtered - got.maps[t]).abs().max() <= 2e-7
+
+
+def stream(case: Case, chunks: list[int] | None = None, **options: object) -> list[tam_fast.TokenMap]:
+    prefill, steps = case.answer_start, []
+    maps = tam_fast.ActivationMapStream(case.classifier, case.layout, case.token_ids[:prefill], **options)
+    for part in case.hidden[:prefill].split(chunks or [prefill]):
+        maps.extend(part)
+    for t, token in enumerate(case.token_ids[prefill:].tolist()):
+        steps.append(maps.append(token))
+        assert len(maps) == t + 1
+        if prefill + t < len(case.hidden):
+            maps.extend(case.hidden[prefill + t : prefill + t + 1])
+    return steps
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5}, {"interference": False}], ids=str)
+def test_streaming_gives_the_same_bits(path: str, sizes: list[tuple[int, int]], options: dict[str, object]) -> None:
+    case = Case(sizes, n_p=20, n_t=30, v=90, interleaved=True)
+    whole = case.maps(**options)
+    for t, step in enumerate(stream(case, **options)):
+        assert (step.index, step.token_id) == (t, int(whole.target_ids[t]))
+        assert torch.equal(step.map, whole.maps[t])
+        assert torch.equal(step.relevance, whole.relevance[t, : 20 + t])
+        assert step.scale == float(whole.scale[t])
+        assert step.flat == bool(whole.flat[t])
+
+
+def test_streaming_from_a_chunked_prefill() -> None:
+    case = Case([(4, 5)])
+    chunks = [4, 10, case.answer_start - 14]
+    for a, b in zip(stream(case), stream(case, chunks), strict=True):
+        assert torch.equal(a.map, b.map)
+
+
+def test_streaming_without_states_is_refused() -> None:
+    case = Case([(4, 5)])
+    maps = tam_fast.ActivationMapStream(case.classifier, case.layout, case.token_ids[: case.answer_start])
+    with pytest.raises(ValueError, match=r"call extend\(\)"):
+        maps.append(1)
+    maps.extend(case.hidden[: case.answer_start])
+    maps.append(1)
+    maps.append(2)  # y_2 reads no state beyond the prompt's last
+    with pytest.raises(ValueError, match="before token 2, got"):
+        maps.append(3)
+    with pytest.raises(ValueError, match="token_ids: expected ids from 0 to 11"):
+        maps.append(12)
+    with pytest.raises(ValueError, match="hidden: expected C = 32"):
+        maps.extend(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="prompt_ids: expected"):
+        tam_fast.ActivationMapStream(case.classifier, case.layout, [1, 2])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_state_is_named(bad: float) -> None:
+    case = Case([(4, 5)])
+    for position in (int(case.layout.visual_positions[7]), int(case.layout.prompt[2]), case.answer_start + 1):
+        broken = Case([(4, 5)])
+        broken.hidden[position, 3] = bad
+        with pytest.raises(ValueError, match=f"hidden: expected finite states, got NaN or Inf at position {position}$"):
+            broken.maps()
+        with pytest.raises(ValueError, match="hidden: expected finite states"):
+            stream(broken)
+    unread = Case([(4, 5)])
+    unread.hidden[0] = bad
+    assert torch.equal(unread.maps().maps, case.maps().maps)
+
+
+def test_a_bad_classifier_row_is_named() -> None:
+    case = Case([(4, 5)])
+    token = int(case.token_ids[case.answer_start])
+    case.classifier[token, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"classifier: expected finite scores, got nan for token id {token} at position"):
+        case.maps()
+
+
+def test_huge_finite_states_are_no_error() -> None:
+    case = Case([(4, 5)])
+    case.hidden *= 2.0**120
+    case.classifier *= 2.0**-60
+    assert torch.isfinite(case.maps().maps).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"token_ids": torch.zeros(4, dtype=torch.int64)}, ValueError, ["token_ids", "S + 1"]),
+        ({"layout": "layout"}, TypeError, ["layout", "str"]),
+        ({"compat": "exact"}, ValueError, ["compat", "official", "exact"]),
+        ({"kernel_size": 4}, ValueError, ["kernel_size", "4"]),
+        ({"hidden": torch.zeros(3)}, ValueError, ["hidden", "(S, C)"]),
+        ({"hidden": [torch.zeros(3, 4)]}, TypeError, ["token_ids", "list"]),
+        ({"layout": Layout([Grid([0], 1, 1)], [], 999)}, ValueError, ["layout", "answer_start", "999"]),
+    ],
+)
+def test_errors(change: dict[str, object], kind: type[Exception], words: list[str]) -> None:
+    case = Case([(4, 5)])
+    arguments: dict[str, object] = {
+        "hidden": case.hidden,
+        "classifier": case.classifier,
+        "token_ids": case.token_ids,
+        "layout": case.layout,
+    }
+    with pytest.raises(kind) as caught:
+        tam_fast.activation_maps(**(arguments | change))
+    for word in words:
+        assert word in str(caught.value)
