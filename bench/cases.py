@@ -1,4 +1,4 @@
-"""Inputs, and the peers that a user would otherwise pick. Every peer is a function of no arguments that does the work."""
+"""Inputs, and the peers that a user would otherwise pick: functions of no arguments that do the work."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ def tables(report: dict) -> str:
     for entry in report["benchmarks"]:
         groups[entry["group"]].append(entry)
     machine = report["machine_info"]["tam_fast"]
-    lines = [", ".join(f"{key} {value}" for key, value in machine.items()), f"commit {report['commit_info']['id'][:12]}"]
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in machine.items()),
+        f"commit {report['commit_info']['id'][:12]}",
+    ]
     for group, entries in groups.items():
         per_pixel = {e["extra_info"]["name"]: e["stats"]["median"] / e["extra_info"]["pixels"] * 1e9 for e in entries}
         own = per_pixel["tam_fast"]

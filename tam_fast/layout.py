@@ -112,7 +112,8 @@ class Grid:
         if not isinstance(other, Grid):
             return NotImplemented
         return torch.equal(self.positions, other.positions) and all(
-            getattr(self, name) == getattr(other, name) for name in ("height", "width", "kind", "source", "frame", "box")
+            getattr(self, name) == getattr(other, name)
+            for name in ("height", "width", "kind", "source", "frame", "box")
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -137,7 +138,7 @@ class Layout:
         If there is no grid, a position is not before ``answer_start``, or one position is used twice.
     """
 
-    grids: tuple[Grid, ...]
+    grids: Sequence[Grid]
     prompt: torch.Tensor
     answer_start: int
     visual_positions: torch.Tensor = field(init=False, repr=False)

@@ -118,8 +118,9 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     In every ``k x k`` window (reflect padding), values sorted ascending :math:`v_0 .. v_{n-1}`, :math:`n = k^2`, mean
     :math:`\mu` and population standard deviation :math:`\sigma`:
 
-    .. math:: \sum_r w_r v_r, \quad w_r \propto \exp\!\left(-\frac{(r - \lfloor n/2 \rfloor)^2}{2 (\sigma/\mu)^2}\right),
-              \quad \textstyle\sum_r w_r = 1
+    .. math:: \sum_r w_r v_r, \quad
+              w_r \propto \exp\!\left(-\frac{(r - \lfloor n/2 \rfloor)^2}{2 (\sigma/\mu)^2}\right), \quad
+              \textstyle\sum_r w_r = 1
 
     (Eq. 6 and 7 of the TAM paper, ICCV 2025). A calm window keeps its median, a noisy one is averaged over more ranks.
 
@@ -170,7 +171,8 @@ def _check_scores_inputs(hidden: Any, classifier: Tensor, token_ids: Any, suffix
     states = _check_matrix(hidden, f"hidden{suffix}", "(S, C)")
     if states.shape[1] != classifier.shape[1]:
         raise ValueError(
-            f"hidden{suffix}: expected C = {classifier.shape[1]} channels as in classifier, got shape {tuple(states.shape)}"
+            f"hidden{suffix}: expected C = {classifier.shape[1]} channels as in classifier, "
+            f"got shape {tuple(states.shape)}"
         )
     _check_device(states, f"hidden{suffix}", classifier, "classifier")
     return states, _index_tensor(token_ids, f"token_ids{suffix}", states.device)

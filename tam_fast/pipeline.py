@@ -136,8 +136,8 @@ def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> T
     ids = ops._index_tensor(token_ids, f"token_ids{where}", torch.device("cpu"))
     if ids.numel() != rows + 1:
         raise ValueError(
-            f"token_ids{where}: expected S + 1 = {rows + 1} ids for hidden of S = {rows} rows (the last generated token "
-            f"has no row), got {ids.numel()}"
+            f"token_ids{where}: expected S + 1 = {rows + 1} ids for hidden of S = {rows} rows (the last generated "
+            f"token has no row), got {ids.numel()}"
         )
     if layout.answer_start >= ids.numel():
         raise ValueError(
@@ -170,7 +170,7 @@ def _check_finite_scores(scores: Tensor, classes: Tensor, positions: Tensor, whe
 
 
 def _same_token(plan: _Plan) -> Tensor:
-    """Which context token (columns, M - 1) is the target's own word (rows, T): Eq. 4 leaves it out. Boolean (T, M - 1)."""
+    """Where a context token (columns) is the target's own word (rows), which Eq. 4 leaves out: bool (T, M - 1)."""
     if plan.names is not None:
         _, numbers = _first_appearance_of_names(plan.names)
     else:
@@ -211,7 +211,7 @@ def _check_texts(texts: Any, expected: int, where: str) -> list[str] | None:
     if len(texts) != expected:
         # Re-tokenising a decoded text need not give the tokens back; the program then compares the wrong ones.
         warnings.warn(
-            f"texts{where}: expected {expected} strings (prompt and answer tokens), got {len(texts)}; comparing token ids",
+            f"texts{where}: expected {expected} strings (prompt and answer tokens), got {len(texts)}; comparing ids",
             stacklevel=4,
         )
         return None
@@ -219,7 +219,7 @@ def _check_texts(texts: Any, expected: int, where: str) -> list[str] | None:
 
 
 def _predicted_token(state: Tensor, classifier: Tensor) -> int:
-    """argmax over the vocabulary of F . w at one position (C,), in chunks of classifier rows."""
+    """Argmax over the vocabulary of F . w at one position (C,), in chunks of classifier rows."""
     best, token = float("-inf"), 0
     for begin in range(0, classifier.shape[0], 16384):
         value, index = (classifier[begin : begin + 16384].float() @ state.float()).max(0)
@@ -500,9 +500,7 @@ class ActivationMapStream:
         self._layout = layout
         ids = ops._index_tensor(prompt_ids, "prompt_ids", torch.device("cpu"))
         if ids.numel() != layout.answer_start:
-            raise ValueError(
-                f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}"
-            )
+            raise ValueError(f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}")
         self._tokens: list[int] = ids[layout.prompt].tolist()  # context so far: p_1..p_np, y_1..y_i
         self._prefill: list[Tensor] = []
         self._prefill_rows = 0
@@ -525,11 +523,14 @@ class ActivationMapStream:
         rows = ops._check_matrix(hidden, "hidden", "(n, C)")
         if rows.shape[1] != self._classifier.shape[1]:
             raise ValueError(
-                f"hidden: expected C = {self._classifier.shape[1]} channels as in classifier, got shape {tuple(rows.shape)}"
+                f"hidden: expected C = {self._classifier.shape[1]} channels as in classifier, "
+                f"got shape {tuple(rows.shape)}"
             )
         missing = self._layout.answer_start - self._prefill_rows
         prompt, answer = rows[:missing], rows[missing:]
-        used = torch.cat([self._layout.visual_positions, self._layout.prompt, torch.tensor([self._layout.answer_start - 1])])
+        used = torch.cat(
+            [self._layout.visual_positions, self._layout.prompt, torch.tensor([self._layout.answer_start - 1])]
+        )
         if prompt.shape[0]:
             _check_finite_states(prompt, (used - self._prefill_rows).to(rows.device), "")
             self._prefill.append(prompt)
@@ -567,7 +568,9 @@ class ActivationMapStream:
         have = self._prefill_rows + len(self._answer)
         need = self._layout.answer_start + max(index - 1, 0)
         if have < need:
-            raise ValueError(f"hidden: expected states of {need} positions before token {index}, got {have}: call extend()")
+            raise ValueError(
+                f"hidden: expected states of {need} positions before token {index}, got {have}: call extend()"
+            )
         self._score([int(token_id)])
         row = self._rows[-1]
         known = self._scores.view()[row]

@@ -40,7 +40,9 @@ def test_info_is_complete_and_serialisable() -> None:
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_environment_forces_an_instruction_set(isa: str) -> None:
-    result = run(FILTER + "from tam_fast import _C; print(_C.last_isa(), tam_fast.backend_info()['isa'])", TAM_FAST_ISA=isa)
+    result = run(
+        FILTER + "from tam_fast import _C; print(_C.last_isa(), tam_fast.backend_info()['isa'])", TAM_FAST_ISA=isa
+    )
     assert result.stdout.split() == [isa, isa], result.stderr
 
 
@@ -73,12 +75,17 @@ def test_use_backend_restores_and_names() -> None:
     with tam_fast.use_backend("reference"):
         assert tam_fast.backend_info()["backend"] == "reference"
     assert tam_fast.backend_info()["backend"] == "cpu"
-    with pytest.raises(ValueError, match="name: expected one of cpu, reference, got 'gpu'"), tam_fast.use_backend("gpu"):
+    with (
+        pytest.raises(ValueError, match="name: expected one of cpu, reference, got 'gpu'"),
+        tam_fast.use_backend("gpu"),
+    ):
         pass
 
 
 def test_importing_does_not_load_transformers() -> None:
-    result = run("import tam_fast, sys; print('transformers' in sys.modules, 'PIL' in sys.modules, 'scipy' in sys.modules)")
+    result = run(
+        "import tam_fast, sys; print('transformers' in sys.modules, 'PIL' in sys.modules, 'scipy' in sys.modules)"
+    )
     assert result.stdout.split() == ["False", "False", "False"], result.stderr
 
 

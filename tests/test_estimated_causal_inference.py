@@ -69,7 +69,9 @@ def test_a_token_explained_by_its_context_vanishes(path: str) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_context_map_reaches_only_targets_that_use_it(path: str, bad: float) -> None:
     activation, context, relevance = case(9, 12, 20, triangular=False)
-    clean = tam_fast.estimated_causal_inference(activation, context, relevance.clone().index_fill_(1, torch.tensor(4), 0))
+    clean = tam_fast.estimated_causal_inference(
+        activation, context, relevance.clone().index_fill_(1, torch.tensor(4), 0)
+    )
     relevance[:, 4] = 0
     relevance[6, 4] = 1
     context[4, 7] = bad

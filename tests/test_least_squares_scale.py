@@ -25,7 +25,7 @@ def test_against_the_oracle(path: str, shape: tuple[int, ...]) -> None:
     got = tam_fast.least_squares_scale(a, e)
     assert got.shape == shape[:-1]
     assert got.dtype == np.float32
-    # The reference searches; a bracketing minimiser finds the place of a minimum to about the root of float64's epsilon.
+    # The reference searches, and finds the place of a minimum to about the root of float64's epsilon.
     tolerance = 1e-7 if path == "reference" else tolerances.SCALE
     assert np.allclose(got, oracle.least_squares_scale(a, e), rtol=tolerance, atol=0)
 

@@ -99,7 +99,10 @@ def test_compiles_with_inductor_and_dynamic_shapes() -> None:
 
 def test_tensors_of_other_devices_are_served_by_the_cpu() -> None:
     """The fallback for devices without kernels, called as the dispatcher calls it."""
-    served = {schema.partition("(")[0]: _library._on_the_cpu(getattr(_library, f"_{schema.partition('(')[0]}")) for schema in _library.SCHEMAS}
+    served = {
+        schema.partition("(")[0]: _library._on_the_cpu(getattr(_library, f"_{schema.partition('(')[0]}"))
+        for schema in _library.SCHEMAS
+    }
     for name, samples in SAMPLES.items():
         for sample in samples:
             expected = torch.utils._pytree.tree_leaves(getattr(torch.ops.tam_fast, name).default(*sample))

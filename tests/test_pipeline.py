@@ -9,7 +9,7 @@ import tolerances
 import torch
 
 import tam_fast
-from tam_fast import Grid, Layout, _C
+from tam_fast import _C, Grid, Layout
 
 
 class Case:
@@ -115,7 +115,7 @@ def test_fields() -> None:
         with pytest.raises(IndexError, match=words):
             got.grid(t, g)
     assert torch.equal(got.uint8(), (got.maps * 255).floor().to(torch.uint8))
-    assert 0 <= got.maps.min()
+    assert got.maps.min() >= 0
     assert got.maps.max() <= 1
     for t in range(7):
         assert (got.relevance[t, 5 + t :] == 0).all()
@@ -125,7 +125,9 @@ def test_a_token_that_nothing_activates_is_flat(path: str) -> None:
     case = Case([(3, 3)], n_t=3, v=40, n_p=4)
     case.token_ids = torch.arange(len(case.token_ids))
     case.classifier = torch.cat([case.classifier, torch.randn(10, 32)])[: len(case.token_ids)]
-    case.classifier = torch.nn.functional.pad(case.classifier, (0, 0, 0, len(case.token_ids) - len(case.classifier)), value=0.1)
+    case.classifier = torch.nn.functional.pad(
+        case.classifier, (0, 0, 0, len(case.token_ids) - len(case.classifier)), value=0.1
+    )
     case.classifier[case.token_ids[case.answer_start + 1]] = 0
     got = case.maps()
     assert got.flat.tolist() == [False, True, False]
@@ -285,7 +287,9 @@ def test_a_bad_classifier_row_is_named() -> None:
     case = Case([(4, 5)])
     token = int(case.token_ids[case.answer_start])
     case.classifier[token, 0] = float("nan")
-    with pytest.raises(ValueError, match=f"classifier: expected finite scores, got nan for token id {token} at position"):
+    with pytest.raises(
+        ValueError, match=f"classifier: expected finite scores, got nan for token id {token} at position"
+    ):
         case.maps()
 
 

@@ -252,7 +252,9 @@ def test_scaling_by_a_power_of_two_commutes(maps: np.ndarray, exponent: int, ker
 def test_output_lies_within_its_window(maps: np.ndarray, kernel_size: int) -> None:
     half = kernel_size // 2
     width = [(0, 0)] * (maps.ndim - 2) + [(half, half)] * 2
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(maps, width, mode="reflect"), (kernel_size,) * 2, (-2, -1))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(maps, width, mode="reflect"), (kernel_size,) * 2, (-2, -1)
+    )
     got = tam_fast.rank_gaussian_filter(maps, kernel_size)
     slack = 4e-7 * maps.max(initial=0)
     assert (got >= windows.min((-1, -2)) - slack).all()

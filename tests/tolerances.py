@@ -1,4 +1,4 @@
-"""Every tolerance of the tests, with its reason. Absolute errors, relative to the map's maximum unless said otherwise."""
+"""Every tolerance of the tests, with its reason: absolute errors, relative to the map's maximum unless it says so."""
 
 # Filter in float32 against float64, window by window: nine products and the exponential's own error.
 FILTER_DENSE = 4e-7

@@ -56,9 +56,7 @@ def filter_window(values: Array, *, constant_window_nan: bool = False) -> float:
     return float((weights * v).sum() / weights.sum() * unit)
 
 
-def rank_gaussian_filter(
-    maps: list[Tensor], kernel_size: int, *, constant_window_nan: bool = False
-) -> list[Tensor]:
+def rank_gaussian_filter(maps: list[Tensor], kernel_size: int, *, constant_window_nan: bool = False) -> list[Tensor]:
     """Filter every map window by window; dtype and shape as given."""
     half = kernel_size // 2
     results = []
