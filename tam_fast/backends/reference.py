@@ -23,7 +23,7 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _float32(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def _normalised(scores: Array, rows: Array) -> Array:
@@ -64,7 +64,7 @@ def rank_gaussian_filter(maps: list[Tensor], kernel_size: int, *, constant_windo
         values = _array(item)
         *leading, height, width = values.shape
         stack = values.reshape(int(np.prod(leading)), height, width)
-        out = np.empty_like(stack)
+        out = np.empty(stack.shape)
         for index, raster in enumerate(stack):
             padded = np.pad(raster, half, mode="reflect")
             for y in range(height):
@@ -77,10 +77,11 @@ def rank_gaussian_filter(maps: list[Tensor], kernel_size: int, *, constant_windo
 
 def token_scores(hidden: list[Tensor], classifier: Tensor, token_ids: list[Tensor]) -> list[Tensor]:
     """relu(F w) for the gathered rows: Eq. 1."""
-    return [
-        _float32(np.maximum(_array(classifier[ids]) @ _array(states).T, 0.0))
-        for states, ids in zip(hidden, token_ids, strict=True)
-    ]
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf of the states are the result's
+        return [
+            _float32(np.maximum(_array(classifier[ids]) @ _array(states).T, 0.0))
+            for states, ids in zip(hidden, token_ids, strict=True)
+        ]
 
 
 def minimise_scale(target: Array, interference: Array, minimiser: Minimiser = "scalar") -> float:
