@@ -180,7 +180,8 @@ def test_many_answers_in_one_call_are_the_answers_alone(isa: str, compat: str | 
         case.classifier = classifier
         alone = case.maps(compat=compat)
         for name in ("maps", "relevance", "scale", "flat"):
-            assert torch.equal(getattr(got, name), getattr(alone, name)), name
+            # The official program draws NaN where windows are constant.
+            assert np.array_equal(getattr(got, name), getattr(alone, name), equal_nan=name == "maps"), name
     assert tam_fast.activation_maps([], classifier, [], []) == []
 
 
