@@ -12,7 +12,8 @@ from tam_fast._backends import backend_info, use_backend
 from tam_fast._version import __version__
 from tam_fast.layout import Grid, Layout
 from tam_fast.ops import estimated_causal_inference, least_squares_scale, rank_gaussian_filter, token_scores
-from tam_fast.pipeline import ActivationMapStream, TokenActivationMaps, TokenMap, activation_maps
+from tam_fast.pipeline import TokenActivationMaps, activation_maps
+from tam_fast.streaming import ActivationMapStream, TokenMap
 
 if TYPE_CHECKING:
     from tam_fast.demo import load_demo

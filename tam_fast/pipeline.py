@@ -1,11 +1,11 @@
-"""From final hidden states to the maps of every generated token: :func:`activation_maps` and its streaming twin."""
+"""From final hidden states to the maps of every generated token: :func:`activation_maps`."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from torch import Tensor
 from tam_fast import ops
 from tam_fast.layout import Layout
 
-__all__ = ["ActivationMapStream", "TokenActivationMaps", "TokenMap", "activation_maps"]
+__all__ = ["Compat", "TokenActivationMaps", "activation_maps"]
 
 Compat: TypeAlias = Literal["official", "paper"] | None
 _COMPATS = (None, "official", "paper")
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -73,30 +74,6 @@ class TokenActivationMaps:
         return (torch.nan_to_num(self.maps, nan=0.0) * 255).floor().clamp(0, 255).to(torch.uint8)
 
 
-@dataclass(eq=False)
-class TokenMap:
-    """The map of one streamed token; fields as in :class:`TokenActivationMaps`.
-
-    Attributes
-    ----------
-    token_id : int
-    index : int
-        Place in the answer, from 0.
-    map : (N,) float32
-    relevance : (k,) float32
-        Over the token's own context of k tokens.
-    scale : float
-    flat : bool
-    """
-
-    token_id: int
-    index: int
-    map: Tensor
-    relevance: Tensor
-    scale: float
-    flat: bool
-
-
 @dataclass
 class _Plan:
     """One answer, resolved to rows of its score matrix; M = n_p + T tokens are p_1..p_np, y_1..y_T."""
@@ -111,7 +88,8 @@ class _Plan:
     rows: Tensor = field(init=False)  # (M,) index of each token's class in `unique`
 
     def __post_init__(self) -> None:
-        self.unique, self.rows = _first_appearance(self.classes)
+        unique, self.rows = _first_appearance(self.classes.tolist())
+        self.unique = torch.tensor(unique, dtype=torch.int64)
 
     @property
     def prompt_length(self) -> int:
@@ -122,14 +100,14 @@ class _Plan:
         return int(self.ids.numel()) - self.prompt_length
 
 
-def _first_appearance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct values in order of appearance (U,), and where each value is among them.
+def _first_appearance(values: Sequence[_T]) -> tuple[list[_T], Tensor]:
+    """Distinct values in order of appearance (U), and where each value is among them (M,) int64.
 
     Appearance, not magnitude, orders them: a longer answer only appends rows, so that streaming sums in the same order.
     """
-    seen: dict[int, int] = {}
-    rows = [seen.setdefault(int(value), len(seen)) for value in values.tolist()]
-    return torch.tensor(list(seen), dtype=torch.int64), torch.tensor(rows, dtype=torch.int64)
+    seen: dict[_T, int] = {}
+    rows = [seen.setdefault(value, len(seen)) for value in values]
+    return list(seen), torch.tensor(rows, dtype=torch.int64)
 
 
 def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> Tensor:
@@ -146,7 +124,7 @@ def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> T
     return ids
 
 
-def _check_finite_states(hidden: Tensor, positions: Tensor, where: str) -> None:
+def check_finite_states(hidden: Tensor, positions: Tensor, where: str) -> None:
     """Refuse NaN and Inf at the positions that are read; (S, C) and (n,)."""
     # Row sums are one cheap pass; only where one is suspicious (or overflowed) are the elements looked at.
     sums = hidden.sum(dim=-1, dtype=torch.float32)
@@ -157,7 +135,7 @@ def _check_finite_states(hidden: Tensor, positions: Tensor, where: str) -> None:
             raise ValueError(f"hidden{where}: expected finite states, got NaN or Inf at position {position}")
 
 
-def _check_finite_scores(scores: Tensor, classes: Tensor, positions: Tensor, where: str) -> None:
+def check_finite_scores(scores: Tensor, classes: Tensor, positions: Tensor, where: str) -> None:
     """Refuse NaN and Inf among the scores (U, S) at the positions that are read (n,)."""
     if bool(torch.isfinite(scores.sum(dim=-1, dtype=torch.float64)).all()):
         return
@@ -171,17 +149,8 @@ def _check_finite_scores(scores: Tensor, classes: Tensor, positions: Tensor, whe
 
 def _same_token(plan: _Plan) -> Tensor:
     """Where a context token (columns) is the target's own word (rows), which Eq. 4 leaves out: bool (T, M - 1)."""
-    if plan.names is not None:
-        _, numbers = _first_appearance_of_names(plan.names)
-    else:
-        numbers = plan.ids
+    numbers = plan.ids if plan.names is None else _first_appearance(plan.names)[1]
     return numbers[plan.prompt_length :, None] == numbers[None, :-1]
-
-
-def _first_appearance_of_names(names: Sequence[str]) -> tuple[list[str], Tensor]:
-    seen: dict[str, int] = {}
-    numbers = [seen.setdefault(name, len(seen)) for name in names]
-    return list(seen), torch.tensor(numbers, dtype=torch.int64)
 
 
 def _plan(
@@ -229,7 +198,7 @@ def _predicted_token(state: Tensor, classifier: Tensor) -> int:
 
 
 @dataclass
-class _Step:
+class FusedStep:
     """What the fused operator takes for one answer (see ``finish_maps`` in ``_library``)."""
 
     scores: Tensor  # (U, N) at the visual positions
@@ -240,13 +209,13 @@ class _Step:
     text_length: Tensor  # (T,)
 
 
-def _relevance_by_class(relevance: Tensor, rows: Tensor, classes: int) -> Tensor:
+def relevance_by_class(relevance: Tensor, rows: Tensor, classes: int) -> Tensor:
     """Sum (T, K) relevances over context tokens of one class: (T, U). Tokens that share a class share their map."""
     summed = torch.zeros((relevance.shape[0], classes), dtype=torch.float32)
     return summed.index_add_(1, rows, relevance)
 
 
-def _step(plan: _Plan, scores: Tensor, *, official: bool, interference: bool) -> _Step:
+def _step(plan: _Plan, scores: Tensor, *, official: bool, interference: bool) -> FusedStep:
     """Gather relevances from the score matrix (U, S) and sum those whose context maps are the same."""
     n_p, targets = plan.prompt_length, plan.targets
     columns = torch.arange(n_p + targets - 1)
@@ -264,17 +233,17 @@ def _step(plan: _Plan, scores: Tensor, *, official: bool, interference: bool) ->
     if not interference:
         relevance = torch.zeros_like(relevance)
     used = int(plan.rows[:-1].max()) + 1 if columns.numel() else 0
-    return _Step(
-        scores=_visual_columns(scores, plan.layout.visual_positions),
+    return FusedStep(
+        scores=visual_columns(scores, plan.layout.visual_positions),
         activation_rows=target_rows,
         context_rows=torch.arange(used),
-        relevance=_relevance_by_class(relevance, plan.rows[:-1], used),
+        relevance=relevance_by_class(relevance, plan.rows[:-1], used),
         text_relevance=text,
         text_length=length,
     )
 
 
-def _visual_columns(scores: Tensor, positions: Tensor) -> Tensor:
+def visual_columns(scores: Tensor, positions: Tensor) -> Tensor:
     """Score matrix (U, S) at the visual positions: a view where they are one run, else a copy (U, N)."""
     first, count = int(positions[0]), positions.numel()
     if bool((positions[1:] - positions[:-1] == 1).all()):
@@ -287,7 +256,7 @@ def _flatten(layouts: Sequence[Layout]) -> tuple[list[int], list[int]]:
     return sizes, [len(layout.grids) for layout in layouts]
 
 
-def _finish_paper(step: _Step, layout: Layout, kernel_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _finish_paper(step: FusedStep, layout: Layout, kernel_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eq. 2 to the letter: subtract, filter (windows anchored top-left), ReLU; then Eq. 3."""
     activation = step.scores[step.activation_rows]
     context = step.scores[step.context_rows]
@@ -420,13 +389,13 @@ def activation_maps(
         rows = ops._check_matrix(states, f"hidden{where}", "(S, C)")
         token_vector = _check_token_ids(ids, rows.shape[0], place, where)
         plan = _plan(rows, weight, token_vector, place, compat, texts[index] if texts else None, where)
-        _check_finite_states(rows, torch.cat([place.visual_positions, plan.places]).to(rows.device), where)
+        check_finite_states(rows, torch.cat([place.visual_positions, plan.places]).to(rows.device), where)
         scores = ops.token_scores(rows, weight, plan.unique).cpu()
-        _check_finite_scores(scores, plan.unique, torch.cat([place.visual_positions, plan.places[:-1]]), where)
+        check_finite_scores(scores, plan.unique, torch.cat([place.visual_positions, plan.places[:-1]]), where)
         plans.append(plan)
         steps.append(_step(plan, scores, official=compat == "official", interference=interference))
 
-    results = _finish(steps, [plan.layout for plan in plans], compat, kernel_size)
+    results = finish(steps, [plan.layout for plan in plans], compat, kernel_size)
     maps = [
         TokenActivationMaps(*result, plan.ids[:-1], plan.ids[plan.prompt_length :], plan.layout)
         for plan, result in zip(plans, results, strict=True)
@@ -434,8 +403,8 @@ def activation_maps(
     return maps if many else maps[0]
 
 
-def _finish(
-    steps: Sequence[_Step], layouts: Sequence[Layout], compat: Compat, kernel_size: int
+def finish(
+    steps: Sequence[FusedStep], layouts: Sequence[Layout], compat: Compat, kernel_size: int
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     if compat == "paper":
         return [_finish_paper(step, layout, kernel_size) for step, layout in zip(steps, layouts, strict=True)]
@@ -461,161 +430,3 @@ def _finish(
             if layout.prompt.numel():
                 relevance[0] = 0.0
     return list(zip(maps, text, scale, flat, strict=True))
-
-
-class ActivationMapStream:
-    """The maps of an answer while it is being generated, one token at a time.
-
-    Given the same states it gives the bits that :func:`activation_maps` gives afterwards.
-
-    Parameters
-    ----------
-    classifier : Tensor (V, C)
-        lm_head weight.
-    layout : Layout
-    prompt_ids : int Tensor, ndarray or list (P,)
-        Token ids of the prompt; P = ``layout.answer_start``.
-    kernel_size, interference
-        As in :func:`activation_maps`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`activation_maps`.
-
-    Notes
-    -----
-    Keeps the prompt's states by reference, one row of states a generated token, and one row of scores (P,) a distinct
-    token.
-    """
-
-    def __init__(
-        self, classifier: Tensor, layout: Layout, prompt_ids: Any, *, kernel_size: int = 3, interference: bool = True
-    ) -> None:
-        if not isinstance(layout, Layout):
-            raise TypeError(f"layout: expected a Layout, got {type(layout).__name__}")
-        self._classifier = ops._check_matrix(classifier, "classifier", "(V, C)")
-        self._kernel_size = ops._check_kernel_size(kernel_size)
-        self._interference = interference
-        self._layout = layout
-        ids = ops._index_tensor(prompt_ids, "prompt_ids", torch.device("cpu"))
-        if ids.numel() != layout.answer_start:
-            raise ValueError(f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}")
-        self._tokens: list[int] = ids[layout.prompt].tolist()  # context so far: p_1..p_np, y_1..y_i
-        self._prefill: list[Tensor] = []
-        self._prefill_rows = 0
-        self._answer = _Rows(self._classifier.shape[1], self._classifier)
-        self._row_of: dict[int, int] = {}  # token id -> row of the score matrix, in order of first appearance
-        self._rows: list[int] = []  # row of every token of the context
-        self._scores = _Rows(layout.answer_start, torch.empty(0, dtype=torch.float32))
-
-    def __len__(self) -> int:
-        return len(self._tokens) - int(self._layout.prompt.numel())
-
-    def extend(self, hidden: Tensor) -> None:
-        """Append final hidden states (n, C) of the next n positions: the prompt's, then the answer's.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dtype or shape does not fit, or a state that will be read is NaN or Inf.
-        """
-        rows = ops._check_matrix(hidden, "hidden", "(n, C)")
-        if rows.shape[1] != self._classifier.shape[1]:
-            raise ValueError(
-                f"hidden: expected C = {self._classifier.shape[1]} channels as in classifier, "
-                f"got shape {tuple(rows.shape)}"
-            )
-        missing = self._layout.answer_start - self._prefill_rows
-        prompt, answer = rows[:missing], rows[missing:]
-        used = torch.cat(
-            [self._layout.visual_positions, self._layout.prompt, torch.tensor([self._layout.answer_start - 1])]
-        )
-        if prompt.shape[0]:
-            _check_finite_states(prompt, (used - self._prefill_rows).to(rows.device), "")
-            self._prefill.append(prompt)
-            self._prefill_rows += prompt.shape[0]
-            if self._prefill_rows == self._layout.answer_start:
-                self._prefill = [torch.cat(self._prefill)] if len(self._prefill) > 1 else self._prefill
-                self._score(self._tokens)
-        if answer.shape[0]:
-            _check_finite_states(answer, torch.arange(answer.shape[0], device=rows.device), "")
-            self._answer.append(answer)
-
-    def _score(self, tokens: Sequence[int]) -> None:
-        """Give every token a row of scores over the prompt's positions; new ones in one call."""
-        new = list(dict.fromkeys(token for token in tokens if token not in self._row_of))
-        if new:
-            scores = ops.token_scores(self._prefill[0], self._classifier, new).cpu()
-            positions = torch.cat([self._layout.visual_positions, self._layout.prompt])
-            _check_finite_scores(scores, torch.tensor(new), positions, "")
-            for token in new:
-                self._row_of[token] = len(self._row_of)
-            self._scores.append(scores)
-        self._rows.extend(self._row_of[token] for token in tokens)
-
-    def append(self, token_id: int) -> TokenMap:
-        """Return the map of the next generated token.
-
-        The map of y_i reads the states of the prompt and of y_1..y_(i-2); they must have been passed to :meth:`extend`.
-
-        Raises
-        ------
-        ValueError
-            If states are missing or the token id is not in the vocabulary.
-        """
-        index, n_p = len(self), int(self._layout.prompt.numel())
-        have = self._prefill_rows + len(self._answer)
-        need = self._layout.answer_start + max(index - 1, 0)
-        if have < need:
-            raise ValueError(
-                f"hidden: expected states of {need} positions before token {index}, got {have}: call extend()"
-            )
-        self._score([int(token_id)])
-        row = self._rows[-1]
-        known = self._scores.view()[row]
-        parts = [known[self._layout.prompt]]
-        if index:
-            parts.append(known[-1:])
-        if index > 1:
-            answer = self._answer.view()[: index - 1]
-            parts.append(ops.token_scores(answer, self._classifier, [int(token_id)])[0].cpu())
-        text = torch.cat(parts)[None]  # (1, K)
-        context = torch.tensor(self._rows[:-1], dtype=torch.int64)
-        used = int(context.max()) + 1 if context.numel() else 0
-        # Two tokens are the same word exactly where they share a row.
-        relevance = text.masked_fill(context[None] == row, 0.0) if self._interference else torch.zeros_like(text)
-        step = _Step(
-            scores=_visual_columns(self._scores.view(), self._layout.visual_positions),
-            activation_rows=torch.tensor([row]),
-            context_rows=torch.arange(used),
-            relevance=_relevance_by_class(relevance, context, used),
-            text_relevance=text,
-            text_length=torch.tensor([n_p + index]),
-        )
-        maps, shown, scale, flat = _finish([step], [self._layout], None, self._kernel_size)[0]
-        self._tokens.append(int(token_id))
-        return TokenMap(int(token_id), index, maps[0], shown[0], float(scale[0]), bool(flat[0]))
-
-
-class _Rows:
-    """A matrix that grows by rows, (n, width), doubling its storage."""
-
-    def __init__(self, width: int, like: Tensor) -> None:
-        self._data = like.new_empty((0, width))
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, rows: Tensor) -> None:
-        total = self._count + rows.shape[0]
-        if total > self._data.shape[0] or rows.dtype != self._data.dtype:
-            grown = rows.new_empty((max(total, 2 * self._data.shape[0], 16), self._data.shape[1]))
-            grown[: self._count] = self._data[: self._count]
-            self._data = grown
-        self._data[self._count : total] = rows
-        self._count = total
-
-    def view(self) -> Tensor:
-        return self._data[: self._count]
