@@ -1,0 +1,223 @@
+#include "tam_fast/rank_gaussian_filter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "dispatch.h"
+#include "fp_environment.h"
+#include "parallel.h"
+#include "rank_gaussian_filter_kernels.h"
+
+namespace tam::cpu {
+namespace {
+
+constexpr const RankGaussianFilterKernels* kKernels[kIsaCount] = TAM_KERNEL_TABLES(rank_gaussian_filter);
+
+constexpr std::int64_t kTilePixels = 4096;
+
+// Tiles are what threads share out. Small maps are one tile; their number never depends on the threads.
+struct Tiling {
+    std::int64_t width = 0;
+    std::int64_t height = 0;
+    std::int64_t tile_width = 1;
+    std::int64_t tile_height = 1;
+    std::int64_t across = 0;
+    std::int64_t down = 0;
+
+    Tiling(std::int64_t map_height, std::int64_t map_width) : width(map_width), height(map_height) {
+        if (width == 0 || height == 0) {
+            return;
+        }
+        across = (width + kFilterTileWidth - 1) / kFilterTileWidth;
+        tile_width = (width + across - 1) / across;
+        across = (width + tile_width - 1) / tile_width;
+        const std::int64_t rows = std::max<std::int64_t>(kTilePixels / tile_width, 1);
+        down = (height + rows - 1) / rows;
+        tile_height = (height + down - 1) / down;
+        down = (height + tile_height - 1) / tile_height;
+    }
+
+    std::int64_t count() const { return across * down; }
+
+    FilterTile tile(std::int64_t index) const {
+        const std::int64_t row = index / across * tile_height;
+        const std::int64_t col = index % across * tile_width;
+        return {row, std::min(row + tile_height, height), col, std::min(col + tile_width, width)};
+    }
+};
+
+FilterScan join(const FilterScan& a, const FilterScan& b) {
+    FilterScan both;
+    both.largest = std::max(a.largest, b.largest);
+    both.smallest = a.smallest == 0.0 ? b.smallest : b.smallest == 0.0 ? a.smallest : std::min(a.smallest, b.smallest);
+    both.negative_or_special = a.negative_or_special || b.negative_or_special;
+    return both;
+}
+
+void filter_with_plan(const RankGaussianFilterKernels& kernels, const FilterMap& map, const FilterPlan& plan,
+                      const FilterTile& tile) {
+    (plan.wide ? kernels.filter_f64 : kernels.filter_f32)(map, plan, tile);
+}
+
+// One item of the batch with what its tasks share.
+struct Batch {
+    const RankGaussianFilterParams& params;
+    Tiling tiling;
+    std::int64_t maps = 1;
+    std::vector<FilterScan> scans;  // of every tile; empty where a map is a single tile
+
+    explicit Batch(const RankGaussianFilterParams& item) : params(item), tiling(item.height, item.width) {
+        for (int dim = 0; dim < item.leading_dims; ++dim) {
+            maps *= item.leading_sizes[dim];
+        }
+        if (tiling.count() > 1) {
+            scans.resize(static_cast<std::size_t>(tasks()));
+        }
+    }
+
+    std::int64_t tasks() const { return maps * tiling.count(); }
+
+    FilterMap map(std::int64_t index) const {
+        std::int64_t offset = 0;
+        std::int64_t rest = index;
+        for (int dim = params.leading_dims - 1; dim >= 0; --dim) {
+            offset += rest % params.leading_sizes[dim] * params.leading_strides[dim];
+            rest /= params.leading_sizes[dim];
+        }
+        const std::int64_t bytes = params.dtype == DType::f64 ? 8 : params.dtype == DType::f32 ? 4 : 2;
+        FilterMap result;
+        result.input = static_cast<const char*>(params.input) + offset * bytes;
+        result.output = static_cast<char*>(params.output) + index * params.height * params.width * bytes;
+        result.dtype = params.dtype;
+        result.height = params.height;
+        result.width = params.width;
+        result.row_stride = params.row_stride;
+        result.col_stride = params.col_stride;
+        return result;
+    }
+};
+
+// Which item a global task index falls into: the last whose first task is not after it.
+struct TaskIndex {
+    std::vector<std::int64_t> first;
+    std::int64_t total = 0;
+
+    explicit TaskIndex(const std::vector<Batch>& batches) {
+        first.reserve(batches.size());
+        for (const Batch& batch : batches) {
+            first.push_back(total);
+            total += batch.tasks();
+        }
+    }
+
+    std::size_t item(std::int64_t task) const {
+        return static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), task) - first.begin()) - 1;
+    }
+};
+
+// Nanoseconds for a pixel on one thread, roughly: only to decide how many threads are worth waking.
+double nanoseconds_per_pixel(int kernel_size) {
+    return kernel_size <= 3 ? 1.2 : kernel_size == 5 ? 6.0 : 0.02 * std::pow(kernel_size, 4.0);
+}
+
+}  // namespace
+
+const RankGaussianFilterKernels& rank_gaussian_filter_kernels() {
+    return select_kernels(kKernels);
+}
+
+FilterPlan plan_filter(const FilterScan& scan, DType dtype, int kernel_size, bool constant_window_nan) {
+    FilterPlan plan;
+    plan.kernel_size = kernel_size;
+    plan.constant_window_nan = constant_window_nan;
+    plan.general = scan.negative_or_special || constant_window_nan;
+    plan.wide = dtype == DType::f64;
+    if (kernel_size > kLargestFixedNetwork) {
+        const GeneratedNetwork& network = generated_network(kernel_size);
+        plan.line = network.line.data();
+        plan.line_size = static_cast<std::int64_t>(network.line.size());
+        plan.merge = network.merge.data();
+        plan.merge_size = static_cast<std::int64_t>(network.merge.size());
+        plan.wire = network.wire.data();
+    }
+    if (scan.largest == 0.0) {
+        return plan;
+    }
+    // The largest value is brought to 2^48 (float32): the square of a window's sum then stays below 2^(2 (49 + 8)), and
+    // values down to 2^-110 of it have squares that are no denormals.
+    constexpr int kTarget = 48, kTargetWide = 100, kMost = 125, kMostWide = 1020, kSmallestNormal = -126;
+    const int exponent = std::ilogb(scan.largest);
+    if (!plan.wide && exponent > kTarget && scan.smallest != 0.0 &&
+        std::ilogb(scan.smallest) - (exponent - kTarget) < kSmallestNormal) {
+        plan.wide = true;  // scaling down would cut bits off the smallest values
+    }
+    const int power = plan.wide ? std::min(kTargetWide - exponent, kMostWide) : std::min(kTarget - exponent, kMost);
+    plan.scale = std::ldexp(1.0, power);
+    plan.unscale = std::ldexp(1.0, -power);
+    return plan;
+}
+
+void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, int kernel_size, bool constant_window_nan) {
+    const Tiling tiling(map.height, map.width);
+    const FilterScan scan = kernels.scan(map, {0, map.height, 0, map.width});
+    const FilterPlan plan = plan_filter(scan, map.dtype, kernel_size, constant_window_nan);
+    for (std::int64_t i = 0; i < tiling.count(); ++i) {
+        filter_with_plan(kernels, map, plan, tiling.tile(i));
+    }
+}
+
+}  // namespace tam::cpu
+
+namespace tam {
+
+void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t count, int threads) {
+    using namespace cpu;
+    const RankGaussianFilterKernels& kernels = rank_gaussian_filter_kernels();
+    std::vector<Batch> batches;
+    batches.reserve(static_cast<std::size_t>(count));
+    double cost = 0.0;
+    bool any_scans = false;
+    for (std::int64_t i = 0; i < count; ++i) {
+        const Batch& batch = batches.emplace_back(items[i]);
+        cost += static_cast<double>(batch.maps) * static_cast<double>(items[i].height * items[i].width) *
+                nanoseconds_per_pixel(items[i].kernel_size);
+        any_scans = any_scans || !batch.scans.empty();
+    }
+    const TaskIndex index(batches);
+    const int workers = worthwhile_threads(cost, threads);
+    if (any_scans) {
+        parallel_for(index.total, workers, [&](std::int64_t task) {
+            Batch& batch = batches[index.item(task)];
+            if (!batch.scans.empty()) {
+                const std::int64_t local = task - index.first[index.item(task)];
+                const std::int64_t tiles = batch.tiling.count();
+                batch.scans[static_cast<std::size_t>(local)] =
+                    kernels.scan(batch.map(local / tiles), batch.tiling.tile(local % tiles));
+            }
+        });
+    }
+    // The scans of a map's tiles become the map's: the first tile's entry holds the whole.
+    for (Batch& batch : batches) {
+        const std::int64_t tiles = batch.tiling.count();
+        for (std::int64_t i = 0; i < static_cast<std::int64_t>(batch.scans.size()); ++i) {
+            FilterScan& whole = batch.scans[static_cast<std::size_t>(i - i % tiles)];
+            whole = join(whole, batch.scans[static_cast<std::size_t>(i)]);
+        }
+    }
+    parallel_for(index.total, workers, [&](std::int64_t task) {
+        const std::size_t item = index.item(task);
+        const Batch& batch = batches[item];
+        const RankGaussianFilterParams& params = batch.params;
+        const std::int64_t local = task - index.first[item];
+        const std::int64_t tiles = batch.tiling.count();
+        const FilterMap map = batch.map(local / tiles);
+        const FilterTile tile = batch.tiling.tile(local % tiles);
+        const FilterScan scan =
+            batch.scans.empty() ? kernels.scan(map, tile) : batch.scans[static_cast<std::size_t>(local - local % tiles)];
+        filter_with_plan(kernels, map, plan_filter(scan, map.dtype, params.kernel_size, params.constant_window_nan), tile);
+    });
+}
+
+}  // namespace tam

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tam_fast/rank_gaussian_filter.h"
+#include "tam_fast/sorting_network.h"
+
+namespace tam::cpu {
+
+// One map of a batch.
+struct FilterMap {
+    const void* input = nullptr;
+    void* output = nullptr;  // contiguous
+    DType dtype = DType::f32;
+    std::int64_t height = 0;
+    std::int64_t width = 0;
+    std::int64_t row_stride = 0;
+    std::int64_t col_stride = 1;
+};
+
+// What a scan finds among the finite values of (a part of) a map.
+struct FilterScan {
+    double largest = 0.0;              // largest magnitude
+    double smallest = 0.0;             // smallest magnitude but zero; 0 where all are zero
+    bool negative_or_special = false;  // any sign bit, NaN or Inf
+};
+
+// How a map is filtered, settled once from its scan.
+struct FilterPlan {
+    int kernel_size = 3;
+    bool constant_window_nan = false;
+    bool wide = false;     // in float64: float64 storage, or a range of values that float32 cannot hold scaled
+    bool general = false;  // negative values, NaN or Inf may occur, or constant windows are special
+    double scale = 1.0;    // powers of two: into a range where sums of squares neither overflow nor underflow, and back
+    double unscale = 1.0;
+    const Comparator* line = nullptr;  // generated network, for kernel sizes without one of their own
+    const Comparator* merge = nullptr;
+    const std::uint16_t* wire = nullptr;
+    std::int64_t line_size = 0;
+    std::int64_t merge_size = 0;
+};
+
+inline constexpr std::int64_t kFilterTileWidth = 256;  // at most
+
+struct FilterTile {
+    std::int64_t row_begin = 0;
+    std::int64_t row_end = 0;
+    std::int64_t col_begin = 0;
+    std::int64_t col_end = 0;
+};
+
+struct RankGaussianFilterKernels {
+    const char* isa;
+    FilterScan (*scan)(const FilterMap& map, const FilterTile& tile);
+    void (*filter_f32)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);
+    void (*filter_f64)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);
+};
+
+extern const RankGaussianFilterKernels rank_gaussian_filter_serial;
+extern const RankGaussianFilterKernels rank_gaussian_filter_avx2;
+extern const RankGaussianFilterKernels rank_gaussian_filter_avx512;
+
+const RankGaussianFilterKernels& rank_gaussian_filter_kernels();
+
+FilterPlan plan_filter(const FilterScan& scan, DType dtype, int kernel_size, bool constant_window_nan);
+
+// Scans, plans and filters one map on the calling thread.
+void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, int kernel_size, bool constant_window_nan);
+
+}  // namespace tam::cpu

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <immintrin.h>
+
+#define TAM_ISA avx2
+#define TAM_LANES 8
+#include "simd.inl"
+
+namespace tam::cpu::TAM_ISA {
+
+TAM_INLINE f32v fma(f32v a, f32v b, f32v c) {
+    return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+TAM_INLINE f32v f32_from_f16(u16v half) {
+    return (f32v)_mm256_cvtph_ps((__m128i)half);
+}
+TAM_INLINE u16v f16_from_f32(f32v value) {
+    return (u16v)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+}  // namespace tam::cpu::TAM_ISA

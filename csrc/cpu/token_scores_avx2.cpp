@@ -1,0 +1,12 @@
+#include "simd_avx2.h"
+
+#include "token_scores.inl"
+
+namespace tam::cpu {
+
+const TokenScoresKernels token_scores_avx2 = {
+    "avx2",
+    avx2::token_scores_f32_avx2,
+};
+
+}  // namespace tam::cpu
