@@ -381,8 +381,6 @@ def _load_explainer(job: _Job, debug: bool) -> Explainer:
             from tam_fast.demo import load_demo
 
             model, processor = load_demo()
-            if not model.config.name_or_path:
-                model.config.name_or_path = "tam-fast demo"
             model = model.to(device) if dtype == "auto" else model.to(device, dtype)
         else:
             from tam_fast.models.processors import load_processor

@@ -53,6 +53,7 @@ def load_demo(path: str | Path | None = None) -> tuple[Any, Any]:
     model.tie_weights()
     generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     model.generation_config = GenerationConfig(**generation)
+    model.config.name_or_path = "tam-fast demo" if path is None else str(folder)
     model = model.to(torch.float32).eval()
     return model, load_processor(folder)
 
