@@ -1,0 +1,241 @@
+"""Context-managed hooks that read a model while it runs: final hidden states, and the best candidates of each step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CapturedCandidates", "CapturedStates", "capture", "capture_candidates"]
+
+
+class CapturedStates:
+    """The final hidden states of one sequence, in the order in which the decoder produced them.
+
+    Attributes
+    ----------
+    prefill_length : int
+        Rows of the first forward pass: the prompt's positions. 0 before it.
+    """
+
+    def __init__(self) -> None:
+        self.prefill_length = 0
+        self._chunks: list[Tensor] = []
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def hidden(self) -> Tensor:
+        """States (S, C), in the model's dtype and on its device: the prefill's rows, then one a decode step.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing was captured, or the rows were not to be kept (``keep=False``).
+        """
+        if not self._chunks:
+            raise RuntimeError(
+                "hidden: expected states of a forward pass, got none: call the model inside the `with` block, in the "
+                "thread that entered it (a model compiled before then does not see the hook), and with keep=True"
+            )
+        if len(self._chunks) > 1:
+            # In place of the chunks, so that nothing is held twice from now on.
+            self._chunks = [torch.cat(self._chunks)]
+        return self._chunks[0]
+
+
+class _Hook:
+    """A forward hook of one module, installed by ``with`` and released on exit, also on error."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._handle: Any = None
+        self._thread = 0
+
+    def _install(self) -> None:
+        if self._handle is not None:
+            raise RuntimeError("capture: expected to be entered once, got a second `with` while the first is open")
+        self._thread = threading.get_ident()
+        self._handle = self._module.register_forward_hook(self._forwarded)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _forwarded(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        # Another thread that uses the model meanwhile is none of our business.
+        if threading.get_ident() == self._thread:
+            self._read(output)
+
+    def _read(self, output: Any) -> None:
+        raise NotImplementedError
+
+
+class capture(_Hook):
+    """Record the final hidden states of a model while it generates.
+
+    ::
+
+        with capture(model) as states:
+            ids = model.generate(**inputs)
+        states.hidden  # (S, C)
+
+    A forward hook on ``model.get_decoder()`` reads ``last_hidden_state``: the states after the final norm, which the
+    classifier reads. Neither attention weights nor other layers' states are asked for, and how the model attends is not
+    touched. Calls from other threads are not recorded.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any model with a decoder; batch of one sequence.
+    on_states : callable, optional
+        Called with each new (n, C) chunk of states, in order: first the prefill's, then one row a step.
+    keep : bool
+        False keeps no states, for use with `on_states`.
+
+    Raises
+    ------
+    TypeError
+        If `model` has no ``get_decoder()``, or the decoder returns no final hidden states.
+    ValueError
+        While the model runs, if the batch holds more than one sequence (beam search makes one), or the sequence does
+        not grow by one row a step (no key-value cache, chunked prefill, assisted decoding, two calls in one block).
+
+    Notes
+    -----
+    The prefill's states are kept without a copy where the tensor is the whole of its storage, which is what final
+    norms return; rows of decode steps are copied, so that no larger buffer stays alive. Static caches work. Nothing is
+    synchronised.
+    """
+
+    def __init__(self, model: Any, *, on_states: Callable[[Tensor], None] | None = None, keep: bool = True) -> None:
+        super().__init__(_decoder(model))
+        self._on_states = on_states
+        self._keep = keep
+        self._states = CapturedStates()
+
+    def __enter__(self) -> CapturedStates:
+        self._states = CapturedStates()
+        self._install()
+        return self._states
+
+    def _read(self, output: Any) -> None:
+        rows = self._rows(output)
+        states = self._states
+        if not states._rows:
+            states.prefill_length = rows.shape[0]
+            # A view would keep the storage of something larger alive.
+            if rows.untyped_storage().nbytes() != rows.numel() * rows.element_size():
+                rows = rows.clone()
+        else:
+            if rows.shape[0] != 1:
+                raise ValueError(
+                    f"model: expected 1 new state a step after {states._rows}, got {rows.shape[0]}: capture needs a "
+                    "key-value cache (use_cache=True), a prefill in one piece (prefill_chunk_size=None), no assisted "
+                    "decoding, and one generate() in a `with` block"
+                )
+            rows = rows.clone()
+        states._rows += rows.shape[0]
+        if self._keep:
+            states._chunks.append(rows)
+        if self._on_states is not None:
+            self._on_states(rows)
+
+    def _rows(self, output: Any) -> Tensor:
+        """Find the (n, C) states in a decoder's output."""
+        state = getattr(output, "last_hidden_state", None)
+        if state is None and isinstance(output, tuple) and output:
+            state = output[0]  # return_dict=False
+        name = type(self._module).__name__
+        if not isinstance(state, Tensor) or state.ndim != 3:
+            got = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(output).__name__
+            raise TypeError(f"model: expected last_hidden_state (1, n, C) of its decoder {name}, got {got}")
+        if state.shape[0] != 1:
+            raise ValueError(
+                f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
+                "batches of prompts are not supported)"
+            )
+        return state.detach()[0]
+
+
+def _decoder(model: Any) -> torch.nn.Module:
+    """Find the text decoder of a model, which ends in the final norm."""
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else None
+    if not isinstance(decoder, torch.nn.Module):
+        raise TypeError(f"model: expected a transformers model with get_decoder(), got {type(model).__name__}")
+    return decoder
+
+
+class CapturedCandidates:
+    """The k best tokens of every step and their probabilities."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> list[tuple[int, float]]:
+        """(token id, probability) of one step, best first. Waits for the device."""
+        ids, probabilities = self._steps[step]
+        return list(zip(ids.tolist(), probabilities.tolist(), strict=True))
+
+    def append(self, logits: Tensor, count: int) -> None:
+        """Add steps from their logits (n, V): of each row only the best `count` stay; float32 softmax."""
+        rows = logits.float()
+        values, ids = rows.topk(min(count, rows.shape[-1]), dim=-1)
+        probabilities = (values - rows.logsumexp(dim=-1, keepdim=True)).exp()
+        self._steps.extend(zip(ids, probabilities, strict=True))
+
+
+class capture_candidates(_Hook):
+    """Record the best candidates of each step while a model generates.
+
+    A forward hook on the model reads the logits that ``generate`` itself makes (of the last position only), before any
+    sampling transform; of each row only the best `count` values stay. Their probabilities are a softmax, in float32,
+    over the whole vocabulary.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    count : int
+        Candidates a step.
+    into : CapturedCandidates, optional
+        Where to add them; a new object for each ``with`` if not given.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no module, or (while it runs) returns no logits.
+    """
+
+    def __init__(self, model: Any, count: int = 3, *, into: CapturedCandidates | None = None) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        super().__init__(model)
+        self._count = count
+        self._into = into
+        self._candidates = CapturedCandidates()
+
+    def __enter__(self) -> CapturedCandidates:
+        self._candidates = CapturedCandidates() if self._into is None else self._into
+        self._install()
+        return self._candidates
+
+    def _read(self, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise TypeError(
+                f"model: expected logits (1, n, V) of {type(self._module).__name__}, got {type(output).__name__}"
+            )
+        self._candidates.append(logits.detach()[0, -1:], self._count)
