@@ -327,11 +327,8 @@ def test_set_isa() -> None:
     _C.set_isa("serial")
     assert _C.isa() == "serial"
     _C.set_isa(None)
-    assert cpu.info() == {
-        "isa": _C.isa(),
-        "available": _C.available_isas(),
-        "threads": torch.get_num_threads(),
-    }
+    info = cpu.info()
+    assert (info["isa"], info["available_isas"]) == (_C.isa(), _C.available_isas())
 
 
 MAP = (64, 64, _C.F32, (3, 3), (3, 1))  # addresses that must never be read
