@@ -406,6 +406,7 @@ def activation_maps(
 def finish(
     steps: Sequence[FusedStep], layouts: Sequence[Layout], compat: Compat, kernel_size: int
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Run the fused step: maps (T, N), text relevance (T, K), scale (T,) and flat (T,) of every answer."""
     if compat == "paper":
         return [_finish_paper(step, layout, kernel_size) for step, layout in zip(steps, layouts, strict=True)]
     if not steps:
