@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -50,7 +51,7 @@ class CapturedStates:
         return self._chunks[0]
 
 
-class _Hook:
+class _Hook(ABC):
     """A forward hook of one module, installed by ``with`` and released on exit, also on error."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -76,8 +77,9 @@ class _Hook:
         if threading.get_ident() == self._thread:
             self._read(output)
 
+    @abstractmethod
     def _read(self, output: Any) -> None:
-        raise NotImplementedError
+        """Take what the module returned."""
 
 
 class capture(_Hook):
