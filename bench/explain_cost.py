@@ -6,7 +6,7 @@ of each image the best of the repeats counts, of processor time as well, which o
 high-water mark of resident memory of a fresh process for each way, from picture to result, once the model is built and
 has run once on a small image; the smallest of some such processes, for allocators scatter by some ten MiB.
 
-    python bench/explain_cost.py --processor ../shared/data/processors/qwen2vl --images ../shared/data/coco_free/image
+    python bench/explain_cost.py --processor PROCESSOR_FOLDER --images PHOTOGRAPH_FOLDER
 """
 
 from __future__ import annotations
