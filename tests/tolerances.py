@@ -7,8 +7,6 @@ FILTER_SPARSE = 1.5e-6
 # Half dtypes: the result is rounded once to 11 (float16) or 8 (bfloat16) significant bits, half a unit each.
 FILTER_FLOAT16 = 2.0**-11 + FILTER_SPARSE
 FILTER_BFLOAT16 = 2.0**-8 + FILTER_SPARSE
-# The reference computes in float64 and rounds to float32 once.
-REFERENCE = 1.2e-7
 # Dot products of C channels in 16 partial sums of C / 16 terms, relative to sum |F_c w_c|.
 SCORES = 2e-7
 # Scales are accumulated in float64 and rounded once.
