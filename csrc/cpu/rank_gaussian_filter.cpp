@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
@@ -56,6 +57,21 @@ FilterScan join(const FilterScan& a, const FilterScan& b) {
     return both;
 }
 
+// As ilogb and ldexp, which cost a small map a good part of its time.
+int exponent_of(double value) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const int biased = static_cast<int>(bits >> 52 & 0x7ff);
+    return biased != 0 ? biased - 1023 : std::ilogb(value);
+}
+
+double power_of_two(int power) {  // from -1022 to 1023
+    const std::uint64_t bits = static_cast<std::uint64_t>(power + 1023) << 52;
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 void filter_with_plan(const RankGaussianFilterKernels& kernels, const FilterMap& map, const FilterPlan& plan,
                       const FilterTile& tile) {
     (plan.wide ? kernels.filter_f64 : kernels.filter_f32)(map, plan, tile);
@@ -66,18 +82,45 @@ struct Batch {
     const RankGaussianFilterParams& params;
     Tiling tiling;
     std::int64_t maps = 1;
-    std::vector<FilterScan> scans;  // of every tile; empty where a map is a single tile
+    // Of every tile, where a map has several.
+    std::vector<std::uint8_t> done;
+    std::vector<std::uint8_t> left;  // of every map: is any of its tiles not done?
+    std::vector<FilterScan> scans;   // where any map is left; a map's first tile gets that of the whole
 
     explicit Batch(const RankGaussianFilterParams& item) : params(item), tiling(item.height, item.width) {
         for (int dim = 0; dim < item.leading_dims; ++dim) {
             maps *= item.leading_sizes[dim];
         }
         if (tiling.count() > 1) {
-            scans.resize(static_cast<std::size_t>(tasks()));
+            done.resize(static_cast<std::size_t>(tasks()));
         }
     }
 
     std::int64_t tasks() const { return maps * tiling.count(); }
+
+    bool mark_left_maps() {
+        const bool any = std::find(done.begin(), done.end(), 0) != done.end();
+        if (any) {
+            left.resize(static_cast<std::size_t>(maps));
+            scans.resize(done.size());
+            for (std::size_t i = 0; i < done.size(); ++i) {
+                if (done[i] == 0) {
+                    left[i / static_cast<std::size_t>(tiling.count())] = 1;
+                }
+            }
+        }
+        return any;
+    }
+
+    bool is_left(std::int64_t index) const { return !left.empty() && left[static_cast<std::size_t>(index)] != 0; }
+
+    void join_scans() {
+        const std::int64_t tiles = tiling.count();
+        for (std::int64_t i = 0; i < static_cast<std::int64_t>(scans.size()); ++i) {
+            FilterScan& whole = scans[static_cast<std::size_t>(i - i % tiles)];
+            whole = join(whole, scans[static_cast<std::size_t>(i)]);
+        }
+    }
 
     FilterMap map(std::int64_t index) const {
         std::int64_t offset = 0;
@@ -148,23 +191,28 @@ FilterPlan plan_filter(const FilterScan& scan, DType dtype, int kernel_size, boo
     // The largest value is brought to 2^48 (float32): the square of a window's sum then stays below 2^(2 (49 + 8)), and
     // values down to 2^-110 of it have squares that are no denormals.
     constexpr int kTarget = 48, kTargetWide = 100, kMost = 125, kMostWide = 1020, kSmallestNormal = -126;
-    const int exponent = std::ilogb(scan.largest);
+    const int exponent = exponent_of(scan.largest);
     if (!plan.wide && exponent > kTarget && scan.smallest != 0.0 &&
-        std::ilogb(scan.smallest) - (exponent - kTarget) < kSmallestNormal) {
+        exponent_of(scan.smallest) - (exponent - kTarget) < kSmallestNormal) {
         plan.wide = true;  // scaling down would cut bits off the smallest values
     }
     const int power = plan.wide ? std::min(kTargetWide - exponent, kMostWide) : std::min(kTarget - exponent, kMost);
-    plan.scale = std::ldexp(1.0, power);
-    plan.unscale = std::ldexp(1.0, -power);
+    plan.scale = power_of_two(power);
+    plan.unscale = power_of_two(-power);
     return plan;
 }
 
 void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, int kernel_size, bool constant_window_nan) {
     const Tiling tiling(map.height, map.width);
-    const FilterScan scan = kernels.scan(map, {0, map.height, 0, map.width});
-    const FilterPlan plan = plan_filter(scan, map.dtype, kernel_size, constant_window_nan);
+    std::optional<FilterPlan> plan;
     for (std::int64_t i = 0; i < tiling.count(); ++i) {
-        filter_with_plan(kernels, map, plan, tiling.tile(i));
+        if (!constant_window_nan && kernels.filter_plain(map, kernel_size, tiling.tile(i))) {
+            continue;
+        }
+        if (!plan) {
+            plan = plan_filter(kernels.scan(map, {0, map.height, 0, map.width}), map.dtype, kernel_size, constant_window_nan);
+        }
+        filter_with_plan(kernels, map, *plan, tiling.tile(i));
     }
 }
 
@@ -178,33 +226,49 @@ void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t co
     std::vector<Batch> batches;
     batches.reserve(static_cast<std::size_t>(count));
     double cost = 0.0;
-    bool any_scans = false;
     for (std::int64_t i = 0; i < count; ++i) {
         const Batch& batch = batches.emplace_back(items[i]);
         cost += static_cast<double>(batch.maps) * static_cast<double>(items[i].height * items[i].width) *
                 nanoseconds_per_pixel(items[i].kernel_size);
-        any_scans = any_scans || !batch.scans.empty();
     }
     const TaskIndex index(batches);
     const int workers = worthwhile_threads(cost, threads);
-    if (any_scans) {
-        parallel_for(index.total, workers, [&](std::int64_t task) {
-            Batch& batch = batches[index.item(task)];
-            if (!batch.scans.empty()) {
-                const std::int64_t local = task - index.first[index.item(task)];
-                const std::int64_t tiles = batch.tiling.count();
-                batch.scans[static_cast<std::size_t>(local)] =
-                    kernels.scan(batch.map(local / tiles), batch.tiling.tile(local % tiles));
-            }
-        });
-    }
-    // The scans of a map's tiles become the map's: the first tile's entry holds the whole.
-    for (Batch& batch : batches) {
+    // First what can be filtered in one pass: most maps are done then, and a map of a single tile always is.
+    parallel_for(index.total, workers, [&](std::int64_t task) {
+        const std::size_t item = index.item(task);
+        Batch& batch = batches[item];
+        const RankGaussianFilterParams& params = batch.params;
+        const std::int64_t local = task - index.first[item];
         const std::int64_t tiles = batch.tiling.count();
-        for (std::int64_t i = 0; i < static_cast<std::int64_t>(batch.scans.size()); ++i) {
-            FilterScan& whole = batch.scans[static_cast<std::size_t>(i - i % tiles)];
-            whole = join(whole, batch.scans[static_cast<std::size_t>(i)]);
+        const FilterMap map = batch.map(local / tiles);
+        if (tiles == 1) {
+            filter_map(kernels, map, params.kernel_size, params.constant_window_nan);
+        } else {
+            const bool done =
+                !params.constant_window_nan && kernels.filter_plain(map, params.kernel_size, batch.tiling.tile(local % tiles));
+            batch.done[static_cast<std::size_t>(local)] = done ? 1 : 0;
         }
+    });
+    bool any_left = false;
+    for (Batch& batch : batches) {
+        any_left = batch.mark_left_maps() || any_left;
+    }
+    if (!any_left) {
+        return;
+    }
+    // The other tiles need the scan of their whole map.
+    parallel_for(index.total, workers, [&](std::int64_t task) {
+        const std::size_t item = index.item(task);
+        Batch& batch = batches[item];
+        const std::int64_t local = task - index.first[item];
+        const std::int64_t tiles = batch.tiling.count();
+        if (batch.is_left(local / tiles)) {
+            batch.scans[static_cast<std::size_t>(local)] =
+                kernels.scan(batch.map(local / tiles), batch.tiling.tile(local % tiles));
+        }
+    });
+    for (Batch& batch : batches) {
+        batch.join_scans();
     }
     parallel_for(index.total, workers, [&](std::int64_t task) {
         const std::size_t item = index.item(task);
@@ -212,11 +276,12 @@ void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t co
         const RankGaussianFilterParams& params = batch.params;
         const std::int64_t local = task - index.first[item];
         const std::int64_t tiles = batch.tiling.count();
-        const FilterMap map = batch.map(local / tiles);
-        const FilterTile tile = batch.tiling.tile(local % tiles);
-        const FilterScan scan =
-            batch.scans.empty() ? kernels.scan(map, tile) : batch.scans[static_cast<std::size_t>(local - local % tiles)];
-        filter_with_plan(kernels, map, plan_filter(scan, map.dtype, params.kernel_size, params.constant_window_nan), tile);
+        if (batch.is_left(local / tiles) && batch.done[static_cast<std::size_t>(local)] == 0) {
+            const FilterMap map = batch.map(local / tiles);
+            const FilterScan& scan = batch.scans[static_cast<std::size_t>(local - local % tiles)];
+            filter_with_plan(kernels, map, plan_filter(scan, map.dtype, params.kernel_size, params.constant_window_nan),
+                             batch.tiling.tile(local % tiles));
+        }
     });
 }
 

@@ -6,6 +6,7 @@ namespace tam::cpu {
 
 const RankGaussianFilterKernels rank_gaussian_filter_avx2 = {
     "avx2",
+    avx2::rank_gaussian_filter_plain_avx2,
     avx2::rank_gaussian_filter_scan_avx2,
     avx2::rank_gaussian_filter_f32_avx2,
     avx2::rank_gaussian_filter_f64_avx2,

@@ -6,6 +6,7 @@ namespace tam::cpu {
 
 const RankGaussianFilterKernels rank_gaussian_filter_avx512 = {
     "avx512",
+    avx512::rank_gaussian_filter_plain_avx512,
     avx512::rank_gaussian_filter_scan_avx512,
     avx512::rank_gaussian_filter_f32_avx512,
     avx512::rank_gaussian_filter_f64_avx512,

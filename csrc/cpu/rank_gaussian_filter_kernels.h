@@ -51,6 +51,9 @@ struct FilterTile {
 
 struct RankGaussianFilterKernels {
     const char* isa;
+    // Filters in one pass what needs no plan: contiguous float32, float16 or bfloat16 values, none of them negative, special or
+    // extreme. False, without a result, for anything else.
+    bool (*filter_plain)(const FilterMap& map, int kernel_size, const FilterTile& tile);
     FilterScan (*scan)(const FilterMap& map, const FilterTile& tile);
     void (*filter_f32)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);
     void (*filter_f64)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);

@@ -10,7 +10,8 @@
 
 #include "tam_fast/params.h"
 
-#define TAM_INLINE static inline __attribute__((always_inline))
+#define TAM_ALWAYS_INLINE __attribute__((always_inline))
+#define TAM_INLINE static inline TAM_ALWAYS_INLINE
 
 // For loops of constant length whose arrays have to end up in registers.
 #ifdef __clang__

@@ -11,6 +11,12 @@ namespace tam::cpu::TAM_ISA {
 TAM_INLINE f32v fma(f32v a, f32v b, f32v c) {
     return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
+TAM_INLINE bool any_lane(i32v mask) {
+    return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+}
+TAM_INLINE f32v permuted(f32v value, i32v lane_from) {
+    return (f32v)_mm256_permutevar8x32_ps((__m256)value, (__m256i)lane_from);
+}
 TAM_INLINE f32v f32_from_f16(u16v half) {
     return (f32v)_mm256_cvtph_ps((__m128i)half);
 }

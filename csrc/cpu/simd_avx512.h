@@ -11,6 +11,20 @@ namespace tam::cpu::TAM_ISA {
 TAM_INLINE f32v fma(f32v a, f32v b, f32v c) {
     return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
+TAM_INLINE bool any_lane(i32v mask) {
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+}
+TAM_INLINE f32v permuted(f32v value, i32v lane_from) {
+    // Masked by all ones, which costs nothing: GCC warns about its own unmasked intrinsic (GCC bug 105593).
+    return (f32v)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)lane_from, (__m512)value);
+}
+// Keeps a value that is used twice in a register: compilers prefer to fold an unaligned load into both its uses, and one that
+// crosses a cache line costs twice.
+template <class V>
+TAM_INLINE V in_register(V value) {
+    asm volatile("" : "+v"(value));
+    return value;
+}
 TAM_INLINE f32v f32_from_f16(u16v half) {
     return (f32v)_mm512_cvtph_ps((__m256i)half);
 }
