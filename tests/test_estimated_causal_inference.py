@@ -11,7 +11,7 @@ import torch
 import tam_fast
 from tam_fast import _C
 
-SHAPES = [(1, 1, 1), (3, 2, 5), (9, 17, 33), (8, 64, 31), (16, 65, 100), (40, 130, 257), (5, 200, 64)]
+SHAPES = [(1, 1, 1), (3, 2, 5), (9, 17, 33), (8, 64, 31), (16, 65, 100), (40, 130, 257), (5, 200, 64), (143, 70, 50)]
 
 
 def case(t: int, k: int, n: int, *, triangular: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,6 +111,19 @@ def test_a_longer_context_of_zero_relevance_changes_no_bit(isa: str) -> None:
     padded = torch.cat([relevance, torch.zeros(11, 80)], dim=1)
     for got, expected in zip(tam_fast.estimated_causal_inference(activation, longer, padded), short, strict=True):
         assert torch.equal(got, expected)
+
+
+def test_a_list_gives_what_each_item_gives_alone(path: str, threads: None) -> None:
+    items = [case(*shape) for shape in [(9, 17, 33), (0, 3, 5), (20, 70, 50), (3, 2, 0), (1, 0, 7)]]
+    items += [case(t, t + 3, 24) for t in range(1, 12)]
+    items += [tuple(x.to(torch.bfloat16) for x in case(12, 40, 21))]
+    alone = [tam_fast.estimated_causal_inference(*item) for item in items]
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        together = tam_fast.estimated_causal_inference(*(list(x) for x in zip(*items, strict=True)))
+        for causal, scale, expected in zip(*together, alone, strict=True):
+            assert torch.equal(causal, expected[0])
+            assert torch.equal(scale, expected[1])
 
 
 def test_strides_dtypes_lists_and_numpy(isa: str) -> None:

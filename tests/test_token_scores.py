@@ -61,8 +61,9 @@ def test_strides_do_not_matter(isa: str, dtype: torch.dtype) -> None:
         assert torch.equal(tam_fast.token_scores(states, weight, ids), expected)
 
 
-def test_bits_do_not_depend_on_batch_threads_or_instruction_set(threads: None) -> None:
-    hidden, classifier, ids = case(67, 100, 80, 37, torch.bfloat16)
+@pytest.mark.parametrize("channels", [100, 1100])
+def test_bits_do_not_depend_on_batch_threads_or_instruction_set(threads: None, channels: int) -> None:
+    hidden, classifier, ids = case(67, channels, 80, 37, torch.bfloat16)
     results = []
     for name in _C.available_isas():
         _C.set_isa(name)
@@ -72,6 +73,7 @@ def test_bits_do_not_depend_on_batch_threads_or_instruction_set(threads: None) -
                 results.append(tam_fast.token_scores(hidden, classifier, ids))
             results.append(torch.cat([tam_fast.token_scores(hidden, classifier, ids[i : i + 1]) for i in range(37)]))
             results.append(torch.cat([tam_fast.token_scores(hidden[i : i + 1], classifier, ids) for i in range(67)], 1))
+            results.append(torch.cat([tam_fast.token_scores(hidden[:30], classifier, ids), results[0][:, 30:]], 1))
             assert _C.last_isa() == name
         finally:
             _C.set_isa(None)

@@ -6,14 +6,13 @@
 
 namespace tam::cpu {
 
-inline constexpr std::int64_t kMaxInterferenceRows = 32;  // target tokens per block
+inline constexpr std::int64_t kMaxInterferenceRows = 128;  // target tokens per block
 
 // A block of target tokens. All rows are contiguous float32.
 struct InterferenceBlock {
     const float* const* activation;
     const float* const* relevance;
     const float* const* context;
-    const std::uint8_t* special;  // context rows that hold NaN or Inf; null where none does
     std::int64_t targets;
     std::int64_t contexts;
     std::int64_t size;

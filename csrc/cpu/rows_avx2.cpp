@@ -8,7 +8,6 @@ const RowsKernels rows_avx2 = {
     "avx2",
     avx2::load_row_f32_avx2,
     avx2::load_row_f64_avx2,
-    avx2::all_finite_f32_avx2,
 };
 
 }  // namespace tam::cpu

@@ -8,7 +8,6 @@ const RowsKernels rows_avx512 = {
     "avx512",
     avx512::load_row_f32_avx512,
     avx512::load_row_f64_avx512,
-    avx512::all_finite_f32_avx512,
 };
 
 }  // namespace tam::cpu

@@ -11,7 +11,6 @@ struct RowsKernels {
     // size elements, `stride` apart, into the contiguous array `to`
     void (*load_f32)(DType dtype, const void* from, std::int64_t stride, std::int64_t size, float* to);
     void (*load_f64)(DType dtype, const void* from, std::int64_t stride, std::int64_t size, double* to);
-    bool (*all_finite_f32)(const float* row, std::int64_t size);
 };
 
 extern const RowsKernels rows_serial;

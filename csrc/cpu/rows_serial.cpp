@@ -8,7 +8,6 @@ const RowsKernels rows_serial = {
     "serial",
     serial::load_row_f32_serial,
     serial::load_row_f64_serial,
-    serial::all_finite_f32_serial,
 };
 
 }  // namespace tam::cpu

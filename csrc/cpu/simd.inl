@@ -73,6 +73,16 @@ TAM_INLINE V broadcast(T value) {
     return value - V{};  // folds into a plain broadcast; value + 0 would turn -0 into 0 and could not
 }
 
+// Keeps a value that is used several times in a register: GCC prefers to fold a load into each of its uses, so that loads,
+// and above all those that cross a cache line, set the pace.
+template <class V>
+TAM_INLINE V in_register(V value) {
+#ifdef __AVX2__
+    asm volatile("" : "+v"(value));
+#endif
+    return value;
+}
+
 template <class V>
 TAM_INLINE V smaller(V a, V b) {
     return a < b ? a : b;

@@ -1,10 +1,14 @@
 #include "tam_fast/token_scores.h"
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
-#include "parallel.h"
+#include "parallel_items.h"
 #include "rows_kernels.h"
 #include "scratch.h"
 #include "token_scores_kernels.h"
@@ -14,22 +18,104 @@ namespace {
 
 constexpr const TokenScoresKernels* kKernels[kIsaCount] = TAM_KERNEL_TABLES(token_scores);
 
-// A task is a block of positions times a block of tokens; both sides then stay in the second-level cache.
-constexpr std::int64_t kBlockPositions = 32;
-constexpr std::int64_t kBlockTokens = 128;
-
-struct Item {
-    const TokenScoresParams& params;
-    std::int64_t position_blocks;
-    std::int64_t token_blocks;
-    std::int64_t first_task;
-    std::vector<const float*> classifier;  // rows of the tokens, in float32
-    std::vector<float> converted;          // where they are not that already
+struct AlignedDelete {
+    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(64)); }
 };
 
 std::int64_t divide_up(std::int64_t value, std::int64_t by) {
     return (value + by - 1) / by;
 }
+
+// One side of the product: all hidden states, or the classifier rows of the tokens.
+struct Side {
+    const MatrixView* matrix;
+    const IndexView* index;  // null: every row, in order
+    std::int64_t count;
+    std::int64_t score_stride;
+
+    // Vector i as contiguous float32, padded with zeros to whole groups of channels; in `buffer` unless it is that already.
+    const float* vector(const RowsKernels& kernels, std::int64_t i, std::int64_t channels, float* buffer) const {
+        const std::int64_t row = index == nullptr ? i : index->data[i * index->stride];
+        if (channels == matrix->cols && is_plain_f32(*matrix)) {
+            return static_cast<const float*>(element_of(*matrix, row, 0));
+        }
+        kernels.load_f32(matrix->dtype, element_of(*matrix, row, 0), matrix->col_stride, matrix->cols, buffer);
+        std::fill(buffer + matrix->cols, buffer + channels, 0.0f);
+        return buffer;
+    }
+};
+
+class Item {
+  public:
+    explicit Item(const TokenScoresParams& p)
+        : rows_{&p.hidden, nullptr, p.hidden.rows, 1},
+          columns_{&p.classifier, &p.token_ids, p.token_ids.size, p.hidden.rows},
+          scores_(p.scores),
+          channels_(std::max<std::int64_t>(divide_up(p.hidden.cols, kChannelGroup), 1) * kChannelGroup) {
+        if (rows_.count < columns_.count) {
+            std::swap(rows_, columns_);  // the smaller side goes into panels
+        }
+        panels_.reset(static_cast<float*>(
+            ::operator new(static_cast<std::size_t>(columns_.count * channels_) * sizeof(float), std::align_val_t(64))));
+        constexpr std::int64_t kCacheBytes = 512 * 1024;
+        const std::int64_t fitting = kCacheBytes / (channels_ * static_cast<std::int64_t>(sizeof(float)));
+        block_rows_ = std::clamp<std::int64_t>(fitting / 4 * 4, 12, kMaxScoreRows);
+        constexpr std::int64_t kMostPanels = 24;
+        const std::int64_t column_blocks = divide_up(panels(), kMostPanels);
+        block_columns_ = column_blocks == 0 ? 1 : divide_up(panels(), column_blocks) * kPanelWidth;
+    }
+
+    double multiplications() const {
+        return static_cast<double>(rows_.count) * static_cast<double>(columns_.count) * static_cast<double>(channels_);
+    }
+    std::int64_t panels() const { return divide_up(columns_.count, kPanelWidth); }
+    std::int64_t blocks() const { return row_blocks() * divide_up(columns_.count, block_columns_); }
+
+    void pack(const RowsKernels& kernels, std::int64_t panel) const {
+        const std::int64_t first = panel * kPanelWidth;
+        const std::int64_t width = std::min<std::int64_t>(kPanelWidth, columns_.count - first);
+        float* const buffer =
+            static_cast<float*>(scratch(ScratchSlot::rows, static_cast<std::size_t>(width * channels_) * sizeof(float)));
+        const float* from[kPanelWidth];
+        for (std::int64_t i = 0; i < width; ++i) {
+            from[i] = columns_.vector(kernels, first + i, channels_, buffer + i * channels_);
+        }
+        float* to = panels_.get() + first * channels_;
+        for (std::int64_t channel = 0; channel < channels_; channel += kChannelGroup) {
+            for (std::int64_t i = 0; i < width; ++i) {
+                std::memcpy(to, from[i] + channel, kChannelGroup * sizeof(float));
+                to += kChannelGroup;
+            }
+        }
+    }
+
+    void score(const RowsKernels& kernels, const TokenScoresKernels& score_kernels, std::int64_t block) const {
+        const std::int64_t first_row = block % row_blocks() * block_rows_;
+        const std::int64_t first_column = block / row_blocks() * block_columns_;
+        const std::int64_t count = std::min(block_rows_, rows_.count - first_row);
+        float* const buffer =
+            static_cast<float*>(scratch(ScratchSlot::rows, static_cast<std::size_t>(count * channels_) * sizeof(float)));
+        const float* rows[kMaxScoreRows];
+        for (std::int64_t i = 0; i < count; ++i) {
+            rows[i] = rows_.vector(kernels, first_row + i, channels_, buffer + i * channels_);
+        }
+        score_kernels.scores_f32({rows, count, panels_.get() + first_column * channels_,
+                                  std::min(block_columns_, columns_.count - first_column), channels_ / kChannelGroup,
+                                  scores_ + first_row * rows_.score_stride + first_column * columns_.score_stride,
+                                  rows_.score_stride, columns_.score_stride});
+    }
+
+  private:
+    std::int64_t row_blocks() const { return divide_up(rows_.count, block_rows_); }
+
+    Side rows_;
+    Side columns_;
+    float* scores_;
+    std::int64_t channels_;  // padded
+    std::int64_t block_rows_;
+    std::int64_t block_columns_;
+    std::unique_ptr<float, AlignedDelete> panels_;
+};
 
 }  // namespace
 }  // namespace tam::cpu
@@ -42,56 +128,18 @@ void token_scores(const TokenScoresParams* params, std::int64_t count, int threa
     const TokenScoresKernels& kernels = select_kernels(kKernels);
     std::vector<Item> items;
     items.reserve(static_cast<std::size_t>(count));
-    std::int64_t tasks = 0;
     double cost = 0.0;
     for (std::int64_t i = 0; i < count; ++i) {
-        const TokenScoresParams& p = params[i];
-        const std::int64_t tokens = p.token_ids.size;
-        Item item{p, divide_up(p.hidden.rows, kBlockPositions), divide_up(tokens, kBlockTokens), tasks, {}, {}};
-        const std::int64_t channels = p.hidden.cols;
-        item.classifier.resize(static_cast<std::size_t>(tokens));
-        if (!is_plain_f32(p.classifier)) {
-            item.converted.resize(static_cast<std::size_t>(tokens * channels));
-        }
-        tasks += item.position_blocks * item.token_blocks;
-        cost += 0.02 * static_cast<double>(tokens) * static_cast<double>(p.hidden.rows) * static_cast<double>(channels);
-        items.push_back(std::move(item));
+        items.emplace_back(params[i]);
+        cost += 0.02 * items.back().multiplications();
     }
     const int workers = worthwhile_threads(cost, threads);
-    for (Item& item : items) {
-        const IndexView& ids = item.params.token_ids;
-        const std::int64_t channels = item.params.classifier.cols;
-        parallel_for(divide_up(ids.size, kBlockTokens), workers, [&](std::int64_t block) {
-            const std::int64_t last = std::min(ids.size, (block + 1) * kBlockTokens);
-            for (std::int64_t t = block * kBlockTokens; t < last; ++t) {
-                float* const buffer = item.converted.empty() ? nullptr : item.converted.data() + t * channels;
-                item.classifier[static_cast<std::size_t>(t)] =
-                    row_f32(rows, item.params.classifier, ids.data[t * ids.stride], buffer);
-            }
-        });
-    }
-    parallel_for(tasks, workers, [&](std::int64_t task) {
-        const Item& item =
-            *std::prev(std::upper_bound(items.begin(), items.end(), task,
-                                        [](std::int64_t index, const Item& other) { return index < other.first_task; }));
-        const TokenScoresParams& p = item.params;
-        const std::int64_t position = (task - item.first_task) % item.position_blocks * kBlockPositions;
-        const std::int64_t token = (task - item.first_task) / item.position_blocks * kBlockTokens;
-        const std::int64_t channels = p.hidden.cols;
-        const std::int64_t positions = std::min(kBlockPositions, p.hidden.rows - position);
-        float* buffer = nullptr;
-        if (!is_plain_f32(p.hidden)) {
-            buffer = static_cast<float*>(
-                scratch(ScratchSlot::rows, static_cast<std::size_t>(positions * channels) * sizeof(float)));
-        }
-        const float* hidden[kBlockPositions];
-        for (std::int64_t i = 0; i < positions; ++i) {
-            hidden[i] = row_f32(rows, p.hidden, position + i, buffer == nullptr ? nullptr : buffer + i * channels);
-        }
-        const std::int64_t tokens = std::min(kBlockTokens, p.token_ids.size - token);
-        kernels.scores_f32({hidden, item.classifier.data() + token, positions, tokens, channels,
-                            p.scores + token * p.hidden.rows + position, p.hidden.rows});
-    });
+    parallel_for_items(
+        items, workers, [](const Item& item) { return item.panels(); },
+        [&](const Item& item, std::int64_t panel) { item.pack(rows, panel); });
+    parallel_for_items(
+        items, workers, [](const Item& item) { return item.blocks(); },
+        [&](const Item& item, std::int64_t block) { item.score(rows, kernels, block); });
 }
 
 }  // namespace tam

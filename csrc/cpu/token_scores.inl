@@ -8,103 +8,147 @@
 namespace tam::cpu::TAM_ISA {
 namespace {
 
-constexpr int kPartialLanes = 16;
-constexpr int kParts = kPartialLanes / kLanes;  // vectors that make up the partial lanes
-constexpr int kTile = kLanes == 16 ? 4 : 2;     // outputs per side that fit the registers
+constexpr int kParts = kChannelGroup / kLanes;  // vectors that make up the partial lanes
+constexpr int kRowTile = kLanes == 8 ? 2 : 4;   // AVX2 has registers for no more sums than these times a panel's width
+constexpr std::int64_t kPanelGroups = 32;       // of a full panel at a time: 12 KB, which stay in L1
 
-struct Partial {
-    f32v part[kParts];
-};
+typedef float f32q __attribute__((vector_size(16)));
+typedef std::int32_t i32q __attribute__((vector_size(16)));
 
-TAM_INLINE float relu_sum(const Partial& partial) {
-    float lanes[kPartialLanes];
-    std::memcpy(lanes, &partial, sizeof lanes);
-    for (int half = kPartialLanes / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    const float sum = lanes[0];
-    return sum > 0 ? sum : sum <= 0 ? 0.0f : __builtin_nanf("");
+template <int A, int B, int C, int D>
+TAM_INLINE f32q pick(f32q x, f32q y) {
+#ifdef __clang__
+    return __builtin_shufflevector(x, y, A, B, C, D);
+#else
+    return __builtin_shuffle(x, y, i32q{A, B, C, D});
+#endif
 }
 
-template <int Positions, int Tokens>
-TAM_INLINE void score_tile(const ScoreBlock& block, std::int64_t position, std::int64_t token) {
-    const float* hidden[Positions];
-    const float* classifier[Tokens];
-    for (int p = 0; p < Positions; ++p) {
-        hidden[p] = block.hidden[position + p];
+// The first two steps of the tree over 16 partial lanes.
+TAM_INLINE f32q four_lanes(const float* lanes) {
+    return (load<f32q>(lanes) + load<f32q>(lanes + 8)) + (load<f32q>(lanes + 4) + load<f32q>(lanes + 12));
+}
+
+// The other two, for four products at once.
+TAM_INLINE f32q sums_of(f32q a, f32q b, f32q c, f32q d) {
+    const f32q ab_low = pick<0, 4, 1, 5>(a, b);  // a0 b0 a1 b1
+    const f32q cd_low = pick<0, 4, 1, 5>(c, d);
+    const f32q ab_high = pick<2, 6, 3, 7>(a, b);  // a2 b2 a3 b3
+    const f32q cd_high = pick<2, 6, 3, 7>(c, d);
+    const f32q ab = ab_low + ab_high;
+    const f32q cd = cd_low + cd_high;
+    return pick<0, 1, 4, 5>(ab, cd) + pick<2, 3, 6, 7>(ab, cd);
+}
+
+// sums[row][column][lane] += rows x panel over some groups of channels
+template <int Rows, int Width>
+TAM_INLINE void accumulate_tile(const float* const* rows, const float* panel, std::int64_t begin, std::int64_t end,
+                                float* sums) {
+    const float* row[Rows];
+    for (int r = 0; r < Rows; ++r) {
+        row[r] = rows[r];
     }
-    for (int t = 0; t < Tokens; ++t) {
-        classifier[t] = block.classifier[token + t];
-    }
-    Partial sums[Positions][Tokens] = {};
-    const auto accumulate = [&](const float* const* states, const float* const* rows, std::int64_t channel) {
-        Partial weights[Tokens];
-        TAM_UNROLL
-        for (int t = 0; t < Tokens; ++t) {
+    for (int part = 0; part < kParts; ++part) {
+        float* const lanes = sums + part * kLanes;
+        f32v sum[Rows][Width] = {};
+        if (begin != 0) {
             TAM_UNROLL
-            for (int part = 0; part < kParts; ++part) {
-                weights[t].part[part] = load<f32v>(rows[t] + channel + part * kLanes);
+            for (int i = 0; i < Rows * Width; ++i) {
+                sum[i / Width][i % Width] = load<f32v>(lanes + i * kChannelGroup);
             }
         }
-        TAM_UNROLL
-        for (int p = 0; p < Positions; ++p) {
+        for (std::int64_t group = begin; group < end; ++group) {
+            const std::int64_t channel = group * kChannelGroup + part * kLanes;
+            const float* const from = panel + group * (Width * kChannelGroup) + part * kLanes;
+            f32v values[Rows];
             TAM_UNROLL
-            for (int part = 0; part < kParts; ++part) {
-                const f32v state = load<f32v>(states[p] + channel + part * kLanes);
+            for (int r = 0; r < Rows; ++r) {
+                values[r] = load<f32v>(row[r] + channel);
+            }
+            TAM_UNROLL
+            for (int c = 0; c < Width; ++c) {
+                const f32v weight = in_register(load<f32v>(from + c * kChannelGroup));
                 TAM_UNROLL
-                for (int t = 0; t < Tokens; ++t) {
-                    sums[p][t].part[part] = fma(state, weights[t].part[part], sums[p][t].part[part]);
+                for (int r = 0; r < Rows; ++r) {
+                    sum[r][c] = fma(values[r], weight, sum[r][c]);
                 }
             }
         }
-    };
-    const std::int64_t whole = block.channels / kPartialLanes * kPartialLanes;
-    for (std::int64_t channel = 0; channel < whole; channel += kPartialLanes) {
-        accumulate(hidden, classifier, channel);
+        TAM_UNROLL
+        for (int i = 0; i < Rows * Width; ++i) {
+            store(lanes + i * kChannelGroup, sum[i / Width][i % Width]);
+        }
     }
-    if (whole < block.channels) {
-        const std::size_t bytes = static_cast<std::size_t>(block.channels - whole) * sizeof(float);
-        float hidden_tail[Positions][kPartialLanes] = {};
-        float classifier_tail[Tokens][kPartialLanes] = {};
-        const float* hidden_rows[Positions];
-        const float* classifier_rows[Tokens];
-        for (int p = 0; p < Positions; ++p) {
-            std::memcpy(hidden_tail[p], hidden[p] + whole, bytes);
-            hidden_rows[p] = hidden_tail[p];
+}
+
+// The rows that are left after whole tiles.
+template <int Rows, int Width>
+TAM_INLINE void accumulate_rest(const ScoreBlock& block, const float* panel, std::int64_t begin, std::int64_t end,
+                                std::int64_t row, float* sums) {
+    if constexpr (Rows > 0) {
+        if (block.row_count - row == Rows) {
+            accumulate_tile<Rows, Width>(block.rows + row, panel, begin, end, sums);
+        } else {
+            accumulate_rest<Rows - 1, Width>(block, panel, begin, end, row, sums);
         }
-        for (int t = 0; t < Tokens; ++t) {
-            std::memcpy(classifier_tail[t], classifier[t] + whole, bytes);
-            classifier_rows[t] = classifier_tail[t];
-        }
-        accumulate(hidden_rows, classifier_rows, 0);
     }
-    for (int t = 0; t < Tokens; ++t) {
-        for (int p = 0; p < Positions; ++p) {
-            block.scores[(token + t) * block.stride + position + p] = relu_sum(sums[p][t]);
+}
+
+template <int Rows, int Width>
+TAM_INLINE void write_scores(const float* sums, float* scores, const ScoreBlock& block) {
+    TAM_UNROLL
+    for (int column = 0; column < Width; ++column) {
+        f32q lanes[4] = {};
+        TAM_UNROLL
+        for (int row = 0; row < Rows; ++row) {
+            lanes[row] = four_lanes(sums + (row * Width + column) * kChannelGroup);
         }
+        const f32q sum = sums_of(lanes[0], lanes[1], lanes[2], lanes[3]);
+        const f32q score = sum > 0.0f ? sum : sum <= 0.0f ? f32q{} : broadcast<f32q>(__builtin_nanf(""));
+        float* const to = scores + column * block.column_stride;
+        if (Rows == 4 && block.row_stride == 1) {
+            store(to, score);
+        } else {
+            for (int row = 0; row < Rows; ++row) {
+                to[row * block.row_stride] = score[row];
+            }
+        }
+    }
+}
+
+template <int Width>
+void score_panel(const ScoreBlock& block, const float* panel, float* scores) {
+    constexpr int kRowSums = Width * kChannelGroup;
+    constexpr std::int64_t kGroups = kPanelGroups * kPanelWidth / Width;
+    alignas(64) float sums[kMaxScoreRows * kRowSums];
+    for (std::int64_t begin = 0; begin < block.groups; begin += kGroups) {
+        const std::int64_t end = least(begin + kGroups, block.groups);
+        std::int64_t row = 0;
+        for (; row + kRowTile <= block.row_count; row += kRowTile) {
+            accumulate_tile<kRowTile, Width>(block.rows + row, panel, begin, end, sums + row * kRowSums);
+        }
+        accumulate_rest<kRowTile - 1, Width>(block, panel, begin, end, row, sums + row * kRowSums);
+    }
+    std::int64_t row = 0;
+    for (; row + 4 <= block.row_count; row += 4) {
+        write_scores<4, Width>(sums + row * kRowSums, scores + row * block.row_stride, block);
+    }
+    for (; row < block.row_count; ++row) {
+        write_scores<1, Width>(sums + row * kRowSums, scores + row * block.row_stride, block);
     }
 }
 
 void TAM_NAME(token_scores_f32)(const ScoreBlock& block) {
-    std::int64_t token = 0;
-    for (; token + kTile <= block.tokens; token += kTile) {
-        std::int64_t position = 0;
-        for (; position + kTile <= block.positions; position += kTile) {
-            score_tile<kTile, kTile>(block, position, token);
-        }
-        for (; position < block.positions; ++position) {
-            score_tile<1, kTile>(block, position, token);
-        }
-    }
-    for (; token < block.tokens; ++token) {
-        std::int64_t position = 0;
-        for (; position + kTile <= block.positions; position += kTile) {
-            score_tile<kTile, 1>(block, position, token);
-        }
-        for (; position < block.positions; ++position) {
-            score_tile<1, 1>(block, position, token);
+    for (std::int64_t column = 0; column < block.columns; column += kPanelWidth) {
+        const float* const panel = block.panels + column * block.groups * kChannelGroup;
+        float* const scores = block.scores + column * block.column_stride;
+        switch (least(kPanelWidth, block.columns - column)) {
+            case 1: score_panel<1>(block, panel, scores); break;
+            case 2: score_panel<2>(block, panel, scores); break;
+            case 3: score_panel<3>(block, panel, scores); break;
+            case 4: score_panel<4>(block, panel, scores); break;
+            case 5: score_panel<5>(block, panel, scores); break;
+            default: score_panel<kPanelWidth>(block, panel, scores); break;
         }
     }
 }

@@ -6,15 +6,22 @@
 
 namespace tam::cpu {
 
-// A block of the product: contiguous float32 rows on both sides.
+inline constexpr int kChannelGroup = 16;           // channels are padded with zeros to whole groups
+inline constexpr int kPanelWidth = 6;              // vectors that a panel interleaves
+inline constexpr std::int64_t kMaxScoreRows = 48;  // rows per block
+
+// A block of the product of two sets of vectors, hidden states and classifier rows in either role, as contiguous float32.
+// Panels hold kPanelWidth vectors each (the last one what is left): the first group of channels of every vector, then the
+// second, and so on.
 struct ScoreBlock {
-    const float* const* hidden;      // one pointer per sequence position
-    const float* const* classifier;  // one pointer per token
-    std::int64_t positions;
-    std::int64_t tokens;
-    std::int64_t channels;
-    float* scores;  // scores[token * stride + position]
-    std::int64_t stride;
+    const float* const* rows;
+    std::int64_t row_count;
+    const float* panels;
+    std::int64_t columns;  // vectors in the panels
+    std::int64_t groups;   // of channels; at least 1
+    float* scores;         // scores[row * row_stride + column * column_stride]
+    std::int64_t row_stride;
+    std::int64_t column_stride;
 };
 
 struct TokenScoresKernels {

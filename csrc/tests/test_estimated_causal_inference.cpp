@@ -90,8 +90,8 @@ void check_target(const Problem& p, const Result& result, std::int64_t t) {
 
 void test_oracle_and_bits() {
     std::mt19937 random(1);
-    const std::int64_t shapes[][3] = {{1, 1, 1},      {1, 0, 5},   {3, 2, 7}, {9, 70, 33},
-                                      {33, 200, 129}, {8, 65, 16}, {0, 3, 4}, {5, 64, 0}};
+    const std::int64_t shapes[][3] = {{1, 1, 1},   {1, 0, 5}, {3, 2, 7},  {9, 70, 33},   {33, 200, 129},
+                                      {8, 65, 16}, {0, 3, 4}, {5, 64, 0}, {143, 70, 50}, {127, 130, 101}};
     for (const auto& shape : shapes) {
         const Problem problem = random_problem(shape[0], shape[1], shape[2], random);
         Result serial;

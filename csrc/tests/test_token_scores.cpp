@@ -60,13 +60,13 @@ void test_bits() {
     std::mt19937 random(1);
     for (const bool extreme : {false, true}) {
         for (const std::int64_t channels : {1, 2, 7, 15, 16, 17, 33, 64, 100, 1536}) {
-            for (const std::int64_t positions : {1, 3, 4, 5, 33}) {
+            for (const std::int64_t positions : {1, 3, 4, 5, 33, 51}) {
                 Problem problem{positions,
                                 channels,
                                 awkward_values(positions * channels, random, extreme),
                                 awkward_values(40 * channels, random, extreme),
                                 {}};
-                for (int t = 0; t < (positions == 33 ? 130 : 6); ++t) {
+                for (int t = 0; t < (positions == 33 ? 130 : positions == 51 ? 8 : 6); ++t) {
                     problem.ids.push_back(static_cast<std::int64_t>(random() % 40));
                 }
                 for_each_isa([&](const std::string& isa) {
