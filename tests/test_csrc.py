@@ -124,6 +124,66 @@ def test_rank_gaussian_filter_bits_of_large_maps(shape: tuple[int, int]) -> None
     on_any_number_of_threads(lambda: cpu.rank_gaussian_filter(maps, 3))
 
 
+# Rows shorter and longer than a vector, just below and above the width at which rows are worked on by themselves, with and
+# without a part of a vector at their end; maps cut into strips, and into columns as well.
+PLAIN_SHAPES = [
+    *[(3, width) for width in (8, 9, 15, 16, 17, 18, 31, 32, 36)],
+    *[(height, 24) for height in (1, 2, 3, 4, 7, 200)],
+    *[(30, width) for width in (95, 96, 97, 102, 108, 112, 127, 128, 129, 144, 200, 256, 257, 300)],
+    (1, 1000),
+    (2, 130),
+]
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_rank_gaussian_filter_bits_of_plain_maps(kernel_size: int) -> None:
+    # The serial path has no short cut for plain maps: these compare it with the general way.
+    maps = [random_maps(2, *shape, density=0.7).to(dtype) for shape in PLAIN_SHAPES for dtype in DTYPES]
+    results = on_every_isa(lambda: cpu.rank_gaussian_filter(maps, kernel_size))
+    sliced = [torch.nn.functional.pad(x, (3, 2, 1, 4))[..., 1:-4, 3:-2] for x in maps]
+    columns = [torch.nn.functional.pad(x[..., None], (0, 1))[..., 0] for x in maps]
+    for others in (sliced, columns):
+        assert not any(x.is_contiguous() for x in others)
+        for got, expected in zip(cpu.rank_gaussian_filter(others, kernel_size), results, strict=True):
+            assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("value", [-0.25, -0.0, torch.nan, torch.inf, 1e-20, 1e-41, 2.0**-46, 256.0, 256.5, 1e30])
+@pytest.mark.parametrize("shape", [(20, 36), (300, 24), (40, 112), (40, 300)])
+def test_rank_gaussian_filter_bits_with_one_value_that_is_not_plain(shape: tuple[int, int], value: float) -> None:
+    height, width = shape
+    places = [(0, 0), (height - 1, width - 1), (height // 2, width // 2), (0, width - 1), (height // 2, 0)]
+    maps = [random_maps(*shape, seed=place) for place in range(len(places))]
+    for x, place in zip(maps, places, strict=True):
+        x[place] = value
+    results = on_every_isa(lambda: cpu.rank_gaussian_filter(maps, 3))
+    on_any_number_of_threads(lambda: cpu.rank_gaussian_filter(maps, 3))
+    for x, place, result in zip(maps, places, results, strict=True):
+        # Far from that value it makes no difference.
+        clean = x.clone()
+        clean[place] = 0.5
+        (expected,) = cpu.rank_gaussian_filter([clean], 3)
+        far = torch.ones(shape, dtype=torch.bool)
+        far[max(place[0] - 1, 0) : place[0] + 2, max(place[1] - 1, 0) : place[1] + 2] = False
+        if value == 1e30:  # the others are then lost beside it
+            assert torch.allclose(result[far], expected[far], rtol=1e-6)
+        else:
+            assert same_bits(result[far], expected[far])
+
+
+def test_rank_gaussian_filter_writes_its_output_only() -> None:
+    for shape in PLAIN_SHAPES:
+        for dtype in DTYPES[:3]:
+            x = random_maps(*shape).to(dtype)
+            guarded = torch.full((x.numel() + 256,), 7.0, dtype=dtype)
+            output = guarded[128:-128]
+            item = (x.data_ptr(), output.data_ptr(), cpu._DTYPES[dtype], shape, x.stride())
+            _C.rank_gaussian_filter([item], 3, False, 1)
+            assert same_bits(output.view(shape), cpu.rank_gaussian_filter([x], 3)[0])
+            assert bool((guarded[:128] == 7).all())
+            assert bool((guarded[-128:] == 7).all())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rank_gaussian_filter_layouts(dtype: torch.dtype) -> None:
     base = random_maps(3, 4, 40, 50).to(dtype)

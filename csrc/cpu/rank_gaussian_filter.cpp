@@ -17,6 +17,7 @@ namespace {
 constexpr const RankGaussianFilterKernels* kKernels[kIsaCount] = TAM_KERNEL_TABLES(rank_gaussian_filter);
 
 constexpr std::int64_t kTilePixels = 4096;
+constexpr std::int64_t kWholeVectors = 16;  // a multiple of any vector's lanes
 
 // Tiles are what threads share out. Small maps are one tile; their number never depends on the threads.
 struct Tiling {
@@ -33,6 +34,7 @@ struct Tiling {
         }
         across = (width + kFilterTileWidth - 1) / kFilterTileWidth;
         tile_width = (width + across - 1) / across;
+        tile_width = across == 1 ? width : (tile_width + kWholeVectors - 1) / kWholeVectors * kWholeVectors;
         across = (width + tile_width - 1) / tile_width;
         const std::int64_t rows = std::max<std::int64_t>(kTilePixels / tile_width, 1);
         down = (height + rows - 1) / rows;
@@ -210,7 +212,8 @@ void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, 
             continue;
         }
         if (!plan) {
-            plan = plan_filter(kernels.scan(map, {0, map.height, 0, map.width}), map.dtype, kernel_size, constant_window_nan);
+            plan =
+                plan_filter(kernels.scan(map, {0, map.height, 0, map.width}), map.dtype, kernel_size, constant_window_nan);
         }
         filter_with_plan(kernels, map, *plan, tiling.tile(i));
     }
@@ -244,8 +247,8 @@ void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t co
         if (tiles == 1) {
             filter_map(kernels, map, params.kernel_size, params.constant_window_nan);
         } else {
-            const bool done =
-                !params.constant_window_nan && kernels.filter_plain(map, params.kernel_size, batch.tiling.tile(local % tiles));
+            const bool done = !params.constant_window_nan &&
+                              kernels.filter_plain(map, params.kernel_size, batch.tiling.tile(local % tiles));
             batch.done[static_cast<std::size_t>(local)] = done ? 1 : 0;
         }
     });

@@ -28,8 +28,6 @@ struct Constants<float> {
     static constexpr float smallest_weight = 0x1p-30f;
     static constexpr float smallest_factor = 0x1p-50f;
     static constexpr float smallest_product = 0x1p-60f;  // times the two above: no denormals
-    static constexpr float to_integer = 0x1.8p23f;
-    static constexpr int mantissa_bits = 23;
     static constexpr std::int32_t infinity = 0x7f800000;
     static constexpr std::int32_t quiet_nan = 0x7fc00000;
 };
@@ -48,19 +46,29 @@ struct Constants<double> {
     static constexpr std::int64_t quiet_nan = 0x7ff8000000000000;
 };
 
-// 2^-f for f in [-0.5, 0.5]: minimax with the constant term fixed at 1; relative error 1.2e-7.
+// 2^-x for floats x in [0, 100] as 2^-(n / 32) (1 - f c1 + f^2 c2), |f| <= 1 / 64; relative error below 1.5e-7.
 struct Exp2 {
-    static constexpr float c1 = -0.69314694f, c2 = 0.24022107f, c3 = -0.055506341f, c4 = 0.0096758130f, c5 = -0.0013283886f;
+    static constexpr float to_steps = 0x1.8p18f;  // added to a float, this rounds it to 32nds
+    static constexpr float c1 = -0.69315725f;     // minimax with the constant term fixed at 1
+    static constexpr float c2 = 0.24022651f;
+    static constexpr int shift = 18;  // from 32nds in the lowest bits to a float's exponent
+    // The bits of 2^-(k / 32), plus k << shift: what subtracting the shifted steps takes off too much.
+    alignas(64) static constexpr std::uint32_t table[32] = {
+        0x3f800000, 0x3f7e83b3, 0x3f7d257d, 0x3f7be4ba, 0x3f7ac0c7, 0x3f79b907, 0x3f78ccdf, 0x3f77fbb8,
+        0x3f7744fd, 0x3f76a81e, 0x3f76248c, 0x3f75b9be, 0x3f75672a, 0x3f752c4d, 0x3f7508a4, 0x3f74fbaf,
+        0x3f7504f3, 0x3f7523f6, 0x3f75583f, 0x3f75a15b, 0x3f75fed7, 0x3f767043, 0x3f76f532, 0x3f778d3a,
+        0x3f7837f0, 0x3f78f4f0, 0x3f79c3d3, 0x3f7aa43a, 0x3f7b95c2, 0x3f7c980f, 0x3f7daac3, 0x3f7ecd87,
+    };
 };
 
-TAM_INLINE f32v exp2_fraction(f32v f) {
-    const f32v f2 = f * f;
-    const f32v low = 1.0f + f * Exp2::c1;
-    const f32v middle = Exp2::c2 + f * Exp2::c3;
-    const f32v high = Exp2::c4 + f * Exp2::c5;
-    return low + f2 * (middle + f2 * high);
+TAM_INLINE f32v exp2_minus(f32v x) {
+    const f32v shifted = x + Exp2::to_steps;
+    const f32v fraction = x - (shifted - Exp2::to_steps);
+    const f32v power = from_bits(lookup(Exp2::table, bits(shifted)) - (bits(shifted) << Exp2::shift));
+    return power + power * (fraction * (Exp2::c1 + fraction * Exp2::c2));
 }
 
+// 2^-f for f in [-0.5, 0.5].
 TAM_INLINE f64v exp2_fraction(f64v f) {
     // Taylor terms (-log 2)^i / i!; the first one left out is below 1e-17.
     constexpr double kLog2 = 0.69314718055994530942;
@@ -88,12 +96,10 @@ TAM_INLINE F weight_exponent(F sum, F squares, Scalar count) {
     return (F)smaller((U)exponent, U{} + bound);
 }
 
-// 2^-exponent
-template <class Scalar, class F>
-TAM_INLINE F neighbour_weight(F exponent) {
-    using C = Constants<Scalar>;
-    const F shifted = exponent + C::to_integer;
-    const F fraction = exponent - (shifted - C::to_integer);
+TAM_INLINE f64v exp2_minus(f64v x) {
+    using C = Constants<double>;
+    const f64v shifted = x + C::to_integer;
+    const f64v fraction = x - (shifted - C::to_integer);
     return from_bits(bits(exp2_fraction(fraction)) - (bits(shifted) << C::mantissa_bits));
 }
 
@@ -150,9 +156,10 @@ TAM_INLINE void run_network(V* values, const Comparator* network, std::int64_t s
 
 // -------------------------------------------------------------------------------------------------- rows in a stream
 
-// In the stream of a padded tile the rows of a map are `gaps` of 2 Radius values apart, the reflected borders. A vector holds
-// at most part of one gap where a row is no shorter than a vector. These tables say, for a gap that begins at lane `begin`
-// (it may have begun before the vector), how to make such a vector from as many values of the map in a row, and back.
+// In the stream of a padded tile the rows of a map are `gaps` of 2 Radius values apart, the reflected borders. A vector
+// holds at most part of one gap where a row is no shorter than a vector. These tables say, for a gap that begins at lane
+// `begin` (it may have begun before the vector), how to make such a vector from as many values of the map in a row, and
+// back.
 template <int Radius>
 struct Gaps {
     static constexpr int kGap = 2 * Radius;
@@ -188,6 +195,26 @@ struct Gaps {
 template <int Radius>
 constexpr Gaps<Radius> kGaps;
 
+// Storage types of maps that are filtered in float32.
+struct Float32 {
+    using Storage = float;
+    using Vector = f32v;
+    TAM_INLINE f32v widen(f32v value) { return value; }
+    TAM_INLINE f32v narrow(f32v value) { return value; }
+};
+struct Float16 {
+    using Storage = std::uint16_t;
+    using Vector = u16v;
+    TAM_INLINE f32v widen(u16v value) { return f32_from_f16(value); }
+    TAM_INLINE u16v narrow(f32v value) { return f16_from_f32(value); }
+};
+struct BFloat16 {
+    using Storage = std::uint16_t;
+    using Vector = u16v;
+    TAM_INLINE f32v widen(u16v value) { return f32_from_bf16(value); }
+    TAM_INLINE u16v narrow(f32v value) { return bf16_from_f32(value); }
+};
+
 // Loads `count` values and zeros.
 template <class V, class T>
 TAM_INLINE V load_some(const T* from, std::int64_t count) {
@@ -201,6 +228,7 @@ TAM_INLINE V load_some(const T* from, std::int64_t count) {
 // Where the windows of a stream go, vector after vector: in place, or without the gaps to where the rows are wanted.
 template <class Scalar>
 struct InPlace {
+    static constexpr bool kApart = false;
     Scalar* to;
 
     template <class F>
@@ -214,6 +242,7 @@ struct InPlace {
 
 template <int Radius>
 struct Gathered {
+    static constexpr bool kApart = false;
     float* to;
     const float* end;
     std::int64_t to_gap;  // at first the width of a row
@@ -227,9 +256,7 @@ struct Gathered {
         if (__builtin_expect(room >= kLanes, 1)) {
             store(self.to, row);
         } else if (room > 0) {
-            float values[kLanes];
-            store(values, row);
-            std::memcpy(self.to, values, static_cast<std::size_t>(least(room, valid)) * sizeof(float));
+            store_some(self.to, row, least(room, valid));
         }
         self.to += valid;
         self.to_gap -= kLanes;
@@ -254,20 +281,21 @@ struct Pipeline {
     using C = Constants<float>;
 
     // Where the stages work, and what they hand on in registers.
+    std::int64_t vector = 0;
+    std::int64_t column_pitch = 0;
+    float half_unscale = 0.0f;
+    f32v square{};
+    f32v exponent{};
+    f32v weight{};
     const std::int32_t* columns;
-    std::int64_t column_pitch;
     const float* squares;
     float* sorted;
     const float* spread;
     const float* blended;
-    float half_unscale;
-    f32v square;
-    f32v exponent;
-    f32v weight;
     // Within an iteration.
     i32v l0, l1, l2, m0, m1, m2, h0, h1, h2;
     f32v next_square, next_exponent, sum, pairs, product;
-    f32v shifted, fraction, fraction2, low, middle, high;
+    f32v shifted, fraction, power, slope;
     f32v q4, q8, q9, q16, weighted, far, weights;
 
     template <int Step>
@@ -353,37 +381,28 @@ struct Pipeline {
         }
     }
 
-    // neighbour_weight
+    // exp2_minus
     template <int Step>
     TAM_INLINE void find_weight(Pipeline& p) {
         if constexpr (Step == 0) {
-            p.shifted = p.exponent + C::to_integer;
+            p.shifted = p.exponent + Exp2::to_steps;
         } else if constexpr (Step == 1) {
-            p.fraction = p.shifted - C::to_integer;
+            p.fraction = p.shifted - Exp2::to_steps;
         } else if constexpr (Step == 2) {
+            p.power = from_bits(lookup(Exp2::table, bits(p.shifted)));
             p.fraction = p.exponent - p.fraction;
         } else if constexpr (Step == 4) {
-            p.fraction2 = p.fraction * p.fraction;
-            p.high = p.fraction * Exp2::c5;
-        } else if constexpr (Step == 5) {
-            p.middle = p.fraction * Exp2::c3;
-            p.high = Exp2::c4 + p.high;
+            p.slope = p.fraction * Exp2::c2;
+            p.shifted = from_bits(bits(p.shifted) << Exp2::shift);
         } else if constexpr (Step == 6) {
-            p.low = p.fraction * Exp2::c1;
-            p.middle = Exp2::c2 + p.middle;
-        } else if constexpr (Step == 7) {
-            p.high = p.fraction2 * p.high;
-            p.low = 1.0f + p.low;
+            p.slope = Exp2::c1 + p.slope;
+            p.power = from_bits(bits(p.power) - bits(p.shifted));
         } else if constexpr (Step == 8) {
-            p.middle += p.high;
+            p.slope = p.fraction * p.slope;
         } else if constexpr (Step == 10) {
-            p.middle = p.fraction2 * p.middle;
-        } else if constexpr (Step == 11) {
-            p.low += p.middle;
-        } else if constexpr (Step == 14) {
-            p.shifted = from_bits(bits(p.shifted) << C::mantissa_bits);
-        } else if constexpr (Step == 15) {
-            p.low = from_bits(bits(p.low) - bits(p.shifted));
+            p.slope = p.power * p.slope;
+        } else if constexpr (Step == 12) {
+            p.power = p.power + p.slope;
         }
     }
 
@@ -442,19 +461,46 @@ struct Pipeline {
         (step(std::integral_constant<int, Step>{}), ...);
     }
 
-    // Sorts is false for the last vectors, when only the other stages still have work.
-    template <bool Sorts>
-    TAM_INLINE void advance(Pipeline& p, const std::int32_t* columns, const float* squares, float* slots, std::int64_t vector) {
-        p.columns = columns;
-        p.squares = squares;
-        p.sorted = slots + (vector & (kSlots - 1)) * kSlotSize;
-        p.spread = slots + ((vector - 1) & (kSlots - 1)) * kSlotSize;
-        p.blended = slots + ((vector - kDepth) & (kSlots - 1)) * kSlotSize;
-        run_steps<Sorts>(p, std::make_integer_sequence<int, kSteps>{});
-        p.weighted = in_register(p.weighted);
-        p.square = p.next_square;
-        p.exponent = p.next_exponent;
-        p.weight = p.low;
+    // The vectors of `count` windows. Sorts is false for the last ones, when only the other stages still have work.
+    template <bool Sorts, class Sink>
+    TAM_ALWAYS_INLINE void run(const std::int32_t* first_column, const float* first_square, float* slots, std::int64_t count,
+                               Sink& to) {
+        Pipeline p;
+        p.column_pitch = column_pitch;
+        p.half_unscale = half_unscale;
+        p.square = square;
+        p.exponent = exponent;
+        p.weight = weight;
+        p.next_square = f32v{};
+        Sink sink = to;
+        std::int64_t number = vector;
+        for (std::int64_t i = 0; i < count; i += kLanes, ++number) {
+            p.columns = first_column + i;
+            p.squares = first_square + i;
+            p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
+            p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
+            p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
+            run_steps<Sorts>(p, std::make_integer_sequence<int, kSteps>{});
+            p.square = p.next_square;
+            p.exponent = p.next_exponent;
+            p.weight = p.power;
+            const f32v result = in_register(p.weighted);
+            if (number >= kDepth) {
+                Sink::put(sink, result);
+            }
+        }
+        square = p.square;
+        exponent = p.exponent;
+        weight = p.weight;
+        vector = number;
+        to = sink;
+    }
+
+    // Not inlined, so that the registers are the loop's alone.
+    template <class Sink>
+    __attribute__((noinline)) void run_apart(const std::int32_t* first_column, const float* first_square, float* slots,
+                                             std::int64_t count, Sink& to) {
+        run<true>(first_column, first_square, slots, count, to);
     }
 };
 
@@ -462,12 +508,20 @@ struct Pipeline {
 
 // ------------------------------------------------------------------------------------------------------ the stream
 
+// Windows of a block: in rows of `count` windows whose first columns lie from `place` on, `pitch` apart.
+struct Windows {
+    std::int64_t rows = 1;
+    std::int64_t count = 0;
+    std::int64_t place = 0;
+    std::int64_t pitch = 0;
+};
+
 // K is the kernel size, or 0 for one known at run time. General: values are order keys and may be negative or special.
 //
 // Windows go through three stages, `sort`, `weigh` and `blend`, a block at a time: each stage alone is short enough to
 // overlap with its neighbours in a processor that runs out of order, all of them in a row are one chain of latencies.
 // What passes from stage to stage lies in rows of `kBlock` values beside the block's sorted columns.
-template <class Scalar, int K, bool General>
+template <class Scalar, int K, bool General, std::int64_t Block = 0>
 struct Stream {
     using F = typename Simd<Scalar>::Float;
     using I = typename Simd<Scalar>::Int;
@@ -482,7 +536,7 @@ struct Stream {
     // With a 3x3 window all of a block's rows fit into 4 KiB: a load whose address equals that of a recent store modulo
     // 4096 has to wait.
     static constexpr bool kPipelined = kLanes == 16 && K == 3 && !General && sizeof(Scalar) == 4;
-    static constexpr std::int64_t kBlock = kPipelined ? 160 : K == 3 ? 96 : K == 0 ? 32 : 64;
+    static constexpr std::int64_t kBlock = Block != 0 ? Block : kPipelined ? 160 : K == 3 ? 96 : K == 0 ? 32 : 64;
     static constexpr std::int64_t kAhead = (kMaxK - 1 + kStep - 1) / kStep * kStep;  // columns that the next block needs too
     static constexpr std::int64_t kColumnPitch = kBlock + kAhead;
     enum Row { kMedian, kWeight, kSum, kSmallest, kLargest, kPairs };
@@ -515,32 +569,39 @@ struct Stream {
         }
     }
 
-    // Columns of `padded` from its beginning on, to place `first` of the sorted columns.
-    void sort_columns(const Scalar* padded, std::int64_t first, std::int64_t length) const {
+    // Sorts a vector of columns, given as rows, into place `to`.
+    TAM_INLINE void sort_column(const Stream& stream, I* values, std::int64_t to) {
+        const int k = size(stream.plan);
+        F sum{};
+        TAM_UNROLL
+        for (int row = 0; row < k; ++row) {
+            const F value = value_of(values[row], stream.scale);
+            sum = row == 0 ? value * value : sum + value * value;
+        }
+        store(stream.squares() + to, sum);
+        if constexpr (K != 0) {
+            sort_line<WindowNetwork<K>>(values, LineSequence<WindowNetwork<K>>{});
+        } else {
+            run_network(values, stream.plan.line, stream.plan.line_size);
+        }
+        TAM_UNROLL
+        for (int row = 0; row < k; ++row) {
+            store(stream.column(row) + to, values[row]);
+        }
+    }
+
+    // The `count` columns of padded values from `from` on, to place `to`.
+    void sort_columns(const Scalar* from, std::int64_t to, std::int64_t count) const {
+        const Stream local = *this;
         const int k = size(plan);
-        const IntScalar* const keys = reinterpret_cast<const IntScalar*>(padded);
-        for (std::int64_t i = 0; i < length; i += kStep) {
+        const IntScalar* const keys = reinterpret_cast<const IntScalar*>(from);
+        for (std::int64_t i = 0; i < count; i += kStep) {
             I values[kMaxK];
             TAM_UNROLL
             for (int row = 0; row < k; ++row) {
-                values[row] = load<I>(keys + i + row * pitch);
+                values[row] = load<I>(keys + i + row * local.pitch);
             }
-            F sum{};
-            TAM_UNROLL
-            for (int row = 0; row < k; ++row) {
-                const F value = value_of(values[row], scale);
-                sum = row == 0 ? value * value : sum + value * value;
-            }
-            store(squares() + first + i, sum);
-            if constexpr (K != 0) {
-                sort_line<WindowNetwork<K>>(values, LineSequence<WindowNetwork<K>>{});
-            } else {
-                run_network(values, plan.line, plan.line_size);
-            }
-            TAM_UNROLL
-            for (int row = 0; row < k; ++row) {
-                store(column(row) + first + i, values[row]);
-            }
+            sort_column(local, values, to + i);
         }
     }
 
@@ -554,7 +615,8 @@ struct Stream {
         }
     }
 
-    TAM_INLINE void sort(const Stream& stream, std::int64_t i) {
+    // The windows whose first columns are at `place`.
+    TAM_INLINE void sort(const Stream& stream, std::int64_t place, std::int64_t i) {
         const int k = size(stream.plan);
         const int centre = k * k / 2;
         I values[kMaxK * kMaxK];
@@ -563,7 +625,7 @@ struct Stream {
             for (int row = 0; row < K; ++row) {
                 TAM_UNROLL
                 for (int col = 0; col < K; ++col) {
-                    values[row * K + col] = load<I>(stream.column(row) + i + col);
+                    values[row * K + col] = load<I>(stream.column(row) + place + col);
                 }
                 sort_line<WindowNetwork<K>>(values + row * K, LineSequence<WindowNetwork<K>>{});
             }
@@ -572,7 +634,7 @@ struct Stream {
             const FilterPlan& network = stream.plan;
             for (int row = 0; row < k; ++row) {
                 for (int col = 0; col < k; ++col) {
-                    values[network.wire[row * k + col]] = load<I>(stream.column(row) + i + col);
+                    values[network.wire[row * k + col]] = load<I>(stream.column(row) + place + col);
                 }
             }
             run_network(values, network.merge, network.merge_size);
@@ -589,10 +651,10 @@ struct Stream {
             partial[d % 4] += pairs[d];
         }
         const F sum = ((partial[0] + partial[1]) + (partial[2] + partial[3])) + median;
-        F sum_of_squares = load<F>(stream.squares() + i);
+        F sum_of_squares = load<F>(stream.squares() + place);
         TAM_UNROLL
         for (int col = 1; col < k; ++col) {
-            sum_of_squares += load<F>(stream.squares() + i + col);
+            sum_of_squares += load<F>(stream.squares() + place + col);
         }
         store(stream.stage(kMedian) + i, median);
         TAM_UNROLL
@@ -610,7 +672,7 @@ struct Stream {
     // The weight of rank distance 1. Larger windows work with its exponent.
     TAM_INLINE void weigh(const Stream& stream, std::int64_t i) {
         Scalar* const weight = stream.stage(kWeight) + i;
-        store(weight, neighbour_weight<Scalar>(load<F>(weight)));
+        store(weight, exp2_minus(load<F>(weight)));
     }
 
     TAM_INLINE F blend(const Stream& stream, std::int64_t i) {
@@ -646,12 +708,12 @@ struct Stream {
             // Powers this high would magnify the rounding of a q near 1: `q` is the exponent here.
             const int k = size(stream.plan);
             const int centre = k * k / 2;
-            const F first = neighbour_weight<Scalar>(q);
+            const F first = exp2_minus(q);
             weighted = first * pair(1);
             weights = first;
             for (int d = 2; d <= centre; ++d) {
                 const F exponent = at_most<Scalar>(q * static_cast<Scalar>(d * d), C::negligible_exponent);
-                const F weight = neighbour_weight<Scalar>(exponent);
+                const F weight = exp2_minus(exponent);
                 weighted += weight * pair(d);
                 weights += weight;
             }
@@ -676,51 +738,39 @@ struct Stream {
         return result;
     }
 
-    // Calls work(count) for every block of windows, with its columns sorted.
-    template <class Work>
-    TAM_INLINE void for_each_block(const Stream& stream, const Scalar* padded, std::int64_t length, const Work& work) {
-        stream.sort_columns(padded, 0, kAhead);
-        for (std::int64_t begin = 0; begin < length; begin += kBlock) {
-            const std::int64_t count = least(kBlock, length - begin);
-            if (begin != 0) {
-                stream.move_columns();
-            }
-            stream.sort_columns(padded + begin + kAhead, kAhead, count);
-            work(count);
-        }
-    }
-
-    // The windows of the stream's `length` first values. A sink may write over values that no column will need again.
-    template <class Sink>
-    void filter(const Scalar* padded, std::int64_t length, Sink sink) const {
+    // All windows of the blocks that next(block) has the columns of, to a sink in this order.
+    template <class Next, class Sink>
+    void filter(const Next& next, Sink sink) const {
         const Stream local = *this;
+        Windows block;
 #if TAM_LANES == 16
         if constexpr (kPipelined) {
-            Pipeline pipeline{};
+            Pipeline pipeline;
             pipeline.column_pitch = kColumnPitch;
             pipeline.half_unscale = local.half_unscale;
-            std::int64_t vector = 0;
-            const auto advance = [&](std::int64_t i, auto sorts) TAM_ALWAYS_INLINE {
-                Pipeline::advance<decltype(sorts)::value>(pipeline, local.column(0) + i, local.squares() + i, local.stage(0), vector);
-                if (vector >= Pipeline::kDepth) {
-                    Sink::put(sink, pipeline.weighted);
+            while (next(block)) {
+                for (std::int64_t row = 0; row < block.rows; ++row) {
+                    const std::int64_t place = block.place + row * block.pitch;
+                    if constexpr (Sink::kApart) {
+                        pipeline.run_apart(local.column(0) + place, local.squares() + place, local.stage(0), block.count,
+                                           sink);
+                    } else {
+                        pipeline.template run<true>(local.column(0) + place, local.squares() + place, local.stage(0),
+                                                    block.count, sink);
+                    }
                 }
-                ++vector;
-            };
-            for_each_block(local, padded, length, [&](std::int64_t count) TAM_ALWAYS_INLINE {
-                for (std::int64_t i = 0; i < count; i += kStep) {
-                    advance(i, std::true_type{});
-                }
-            });
-            for (std::int64_t i = 0; i < Pipeline::kDepth; ++i) {
-                advance(0, std::false_type{});
             }
+            pipeline.template run<false>(local.column(0), local.squares(), local.stage(0), Pipeline::kDepth * kStep, sink);
             return;
         }
 #endif
-        for_each_block(local, padded, length, [&](std::int64_t count) TAM_ALWAYS_INLINE {
-            for (std::int64_t i = 0; i < count; i += kStep) {
-                sort(local, i);
+        while (next(block)) {
+            std::int64_t count = 0;
+            for (std::int64_t row = 0; row < block.rows; ++row) {
+                const std::int64_t place = block.place + row * block.pitch;
+                for (std::int64_t i = 0; i < block.count; i += kStep, count += kStep) {
+                    sort(local, place + i, count);
+                }
             }
             if constexpr (K == 3 || K == 5) {
                 for (std::int64_t i = 0; i < count; i += kStep) {
@@ -730,7 +780,28 @@ struct Stream {
             for (std::int64_t i = 0; i < count; i += kStep) {
                 Sink::put(sink, blend(local, i));
             }
-        });
+        }
+    }
+
+    // The windows of the `length` first values of a padded stream. A sink may write over values that no column will need
+    // again.
+    template <class Sink>
+    void filter_stream(const Scalar* padded, std::int64_t length, Sink sink) const {
+        sort_columns(padded, 0, kAhead);
+        std::int64_t begin = 0;
+        const auto next = [&](Windows& block) {
+            if (begin >= length) {
+                return false;
+            }
+            if (begin != 0) {
+                move_columns();
+            }
+            block.count = least(kBlock, length - begin);
+            sort_columns(padded + begin + kAhead, kAhead, block.count);
+            begin += kBlock;
+            return true;
+        };
+        filter(next, sink);
     }
 };
 
@@ -822,15 +893,17 @@ TAM_INLINE void fill_rows(const FilterMap& map, const FilterTile& tile, std::int
 template <bool General, class Vector, class Storage, class Widen>
 TAM_INLINE void fill_directly(const FilterMap& map, const FilterTile& tile, std::int64_t radius, std::int64_t pitch,
                               float scale, float* padded, const Storage* values, const Widen& widen) {
-    fill_rows(map, tile, radius, pitch, padded, [=, &map](std::int64_t row, std::int64_t from, std::int64_t count, float* to) {
-        const Storage* const source = values + row * map.row_stride + from;
-        const auto read = [=](std::int64_t i) { return widen(load<Vector>(source + i)); };
-        prepare_apart<General>(read, to, count, scale);
-    });
+    fill_rows(map, tile, radius, pitch, padded,
+              [=, &map](std::int64_t row, std::int64_t from, std::int64_t count, float* to) {
+                  const Storage* const source = values + row * map.row_stride + from;
+                  const auto read = [=](std::int64_t i) { return widen(load<Vector>(source + i)); };
+                  prepare_apart<General>(read, to, count, scale);
+              });
 }
 
 template <bool General>
-void fill(const FilterMap& map, const FilterTile& tile, std::int64_t radius, std::int64_t pitch, float scale, float* padded) {
+void fill(const FilterMap& map, const FilterTile& tile, std::int64_t radius, std::int64_t pitch, float scale,
+          float* padded) {
     const std::uint16_t* const patterns = static_cast<const std::uint16_t*>(map.input);
     if (map.col_stride == 1 && tile.col_end - tile.col_begin >= kLanes) {
         switch (map.dtype) {
@@ -937,7 +1010,7 @@ void filter_tile(const FilterMap& map, const FilterPlan& plan, const FilterTile&
     std::memset(padded + used, 0, static_cast<std::size_t>(slack) * sizeof(Scalar));
 
     const S stream{plan, scale, static_cast<Scalar>(0.5 * plan.unscale), pitch, memory};
-    stream.filter(padded, height * pitch - 2 * radius, InPlace<Scalar>{padded});
+    stream.filter_stream(padded, height * pitch - 2 * radius, InPlace<Scalar>{padded});
     for (std::int64_t row = 0; row < height; ++row) {
         store_row(map, (tile.row_begin + row) * map.width + tile.col_begin, padded + row * pitch, width);
     }
@@ -951,16 +1024,23 @@ constexpr float kPlainScale = 0x1p40f;
 constexpr float kPlainSmallest = 0x1p-46f;
 constexpr float kPlainLargest = 0x1p8f;
 
-// Pads whole rows, contiguous in the map, in one stream. False, and nothing is worth anything, if a value is neither 0 nor in
-// the plain range.
-template <int Radius, class Vector, class Storage, class Widen>
-TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, const Storage* values, const Widen& widen,
-                           float* padded) {
+// From the largest of all values' bits and the smallest of their bits less 1.
+TAM_INLINE bool is_plain(u32v largest, u32v smallest) {
+    const u32v most_bits = (u32v)broadcast<f32v>(kPlainLargest);
+    const u32v least_bits = (u32v)broadcast<f32v>(kPlainSmallest) - 1;
+    return !any_lane((largest > most_bits) | (smallest < least_bits));
+}
+
+// Pads whole rows, contiguous in the map, in one stream. False, and nothing is worth anything, if a value is neither 0 nor
+// in the plain range.
+template <int Radius, class Format>
+TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* padded) {
+    using Vector = typename Format::Vector;
     const std::int64_t width = map.width;
     const std::int64_t pitch = width + 2 * Radius;
     const std::int64_t first = most(tile.row_begin - Radius, 0);
     const std::int64_t last = least(tile.row_end + Radius, map.height);
-    const Storage* const source = values + first * width;
+    const auto* const source = static_cast<const typename Format::Storage*>(map.input) + first * width;
     const std::int64_t available = (map.height - first) * width;
     float* const main = padded + (first - (tile.row_begin - Radius)) * pitch;
     u32v largest{};
@@ -971,8 +1051,8 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, const S
         const std::int64_t entry = Gaps<Radius>::entry(to_gap);
         const std::int64_t from = next_row - (to_gap >= kLanes ? to_gap : kGaps<Radius>.shift[entry]);
         const f32v row = __builtin_expect(from + kLanes <= available, 1)
-                             ? widen(load<Vector>(source + from))
-                             : widen(load_some<Vector>(source + from, available - from));
+                             ? Format::widen(load<Vector>(source + from))
+                             : Format::widen(load_some<Vector>(source + from, available - from));
         const f32v value = permuted(row, load<i32v>(kGaps<Radius>.spread[entry]));
         largest = larger(largest, (u32v)row);
         smallest = smaller(smallest, (u32v)row - 1);
@@ -996,13 +1076,11 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, const S
     for (std::int64_t row = last; row < tile.row_end + Radius; ++row) {
         reflect_row(row);
     }
-    const u32v most_bits = (u32v)broadcast<f32v>(kPlainLargest);
-    const u32v least_bits = (u32v)broadcast<f32v>(kPlainSmallest) - 1;
-    return !any_lane((largest > most_bits) | (smallest < least_bits));
+    return is_plain(largest, smallest);
 }
 
-template <int K>
-bool filter_plain_tile(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+template <int K, class Format>
+bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
     using S = Stream<float, K, false>;
     constexpr int kRadius = K / 2;
     const std::int64_t pitch = map.width + 2 * kRadius;
@@ -1014,17 +1092,7 @@ bool filter_plain_tile(const FilterMap& map, const FilterPlan& plan, const Filte
     // Stores that cross cache lines are slow: the rows that the map fills are aligned.
     const std::int64_t reflected = most(kRadius - tile.row_begin, 0) * pitch;
     float* const padded = memory + S::kMemory + (round_up(reflected, kLanes) - reflected);
-    const std::uint16_t* const patterns = static_cast<const std::uint16_t*>(map.input);
-    bool plain = false;
-    if (map.dtype == DType::f32) {
-        plain = fill_plain<kRadius, f32v>(map, tile, static_cast<const float*>(map.input), [](f32v value) { return value; },
-                                          padded);
-    } else if (map.dtype == DType::f16) {
-        plain = fill_plain<kRadius, u16v>(map, tile, patterns, [](u16v pattern) { return f32_from_f16(pattern); }, padded);
-    } else {
-        plain = fill_plain<kRadius, u16v>(map, tile, patterns, [](u16v pattern) { return f32_from_bf16(pattern); }, padded);
-    }
-    if (!plain) {
+    if (!fill_plain<kRadius, Format>(map, tile, padded)) {
         return false;
     }
     for (std::int64_t i = 0; i < slack; i += kLanes) {
@@ -1034,14 +1102,187 @@ bool filter_plain_tile(const FilterMap& map, const FilterPlan& plan, const Filte
     const std::int64_t length = height * pitch - 2 * kRadius;
     const std::int64_t count = height * map.width;
     const std::int64_t offset = tile.row_begin * map.width;
-    if (map.dtype == DType::f32) {
+    if constexpr (sizeof(typename Format::Storage) == sizeof(float)) {
         float* const to = static_cast<float*>(map.output) + offset;
-        stream.filter(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
+        stream.filter_stream(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
     } else {
-        stream.filter(padded, length, Gathered<kRadius>{padded, padded + count, map.width, pitch});
+        stream.filter_stream(padded, length, Gathered<kRadius>{padded, padded + count, map.width, pitch});
         store_row(map, offset, padded, count);
     }
     return true;
+}
+
+// Where rows of windows go, each from its beginning on, in vectors of which the last may be a part.
+template <class Format>
+struct Rows {
+    static constexpr bool kApart = true;
+    typename Format::Storage* to;
+    std::int64_t width;
+    std::int64_t pitch;
+    std::int64_t left;  // at first the width
+
+    TAM_INLINE void put(Rows& self, f32v value) {
+        const auto values = Format::narrow(value);
+        if (__builtin_expect(self.left >= kLanes, 1)) {
+            store(self.to, values);
+        } else {
+            store_some(self.to, values, self.left);
+        }
+        self.left -= kLanes;
+        self.to += kLanes;
+        if (self.left <= 0) {
+            self.to += self.pitch - round_up(self.width, kLanes);
+            self.left = self.width;
+        }
+    }
+};
+
+// Blocks of rows whose columns are sorted right out of the map: no scratch, no windows across row ends, but a last vector
+// of each row that may be a part. In the sorted columns every row begins a vector.
+template <int K, class Format>
+struct MapRows {
+    using Storage = typename Format::Storage;
+    using Vector = typename Format::Vector;
+    using S = Stream<float, K, false, kFilterTileWidth + 16>;
+    static constexpr int kRadius = K / 2;
+    static_assert(S::kColumnPitch >= kFilterTileWidth + 2 * kLanes);
+
+    const S& stream;
+    const FilterMap& map;
+    const FilterTile& tile;
+    std::int64_t width;
+    std::int64_t row;
+    u32v largest{};
+    u32v smallest = ~u32v{};
+
+    bool next(Windows& block) {
+        block.count = width;
+        // Room before every row for its left border and after it for its right one: where they are but reflected, one vector
+        // between two rows serves both.
+        const bool shares_room = tile.col_begin == 0;
+        block.pitch = round_up(width, kLanes) + (shares_room ? kLanes : 2 * kLanes);
+        block.place = kLanes - kRadius;
+        block.rows = least((S::kColumnPitch - (shares_room ? kLanes : 0)) / block.pitch, tile.row_end - row);
+        for (std::int64_t i = 0; i < block.rows; ++i) {
+            sort_row(row + i, kLanes + i * block.pitch);
+        }
+        row += block.rows;
+        return block.rows > 0;
+    }
+
+    // Columns from x on of the rows that begin at `from`, a vector at a time, while `readable` of them are whole vectors.
+    template <bool All>
+    std::int64_t sort_whole_vectors(const Storage* const* from, std::int64_t x, std::int64_t readable, std::int64_t place) {
+        const S local = stream;
+        const Storage* lines[K];
+        for (int i = 0; i < K; ++i) {
+            lines[i] = from[i];
+        }
+        u32v most_bits = largest;
+        u32v least_bits = smallest;
+        for (; x + kLanes <= readable; x += kLanes) {
+            i32v column[K];
+            TAM_UNROLL
+            for (int i = 0; i < K; ++i) {
+                const f32v value = Format::widen(load<Vector>(lines[i] + x));
+                if (All || i == K - 1) {
+                    most_bits = larger(most_bits, (u32v)value);
+                    least_bits = smaller(least_bits, (u32v)value - 1);
+                }
+                column[i] = bits(value * kPlainScale);
+            }
+            S::sort_column(local, column, place + x);
+        }
+        largest = most_bits;
+        smallest = least_bits;
+        return x;
+    }
+
+    __attribute__((noinline)) void sort_part(const Storage* const* from, std::int64_t x, std::int64_t readable,
+                                             std::int64_t place) {
+        i32v column[K];
+        for (int i = 0; i < K; ++i) {
+            const f32v value = Format::widen(load_some<Vector>(from[i] + x, least(readable - x, kLanes)));
+            largest = larger(largest, (u32v)value);
+            smallest = smaller(smallest, (u32v)value - 1);
+            column[i] = bits(value * kPlainScale);
+        }
+        S::sort_column(stream, column, place + x);
+    }
+
+    void sort_row(std::int64_t y, std::int64_t place) {
+        const Storage* from[K];
+        for (int i = 0; i < K; ++i) {
+            from[i] = static_cast<const Storage*>(map.input) + reflect(y - kRadius + i, map.height) * map.row_stride +
+                      tile.col_begin;
+        }
+        const std::int64_t readable = map.width - tile.col_begin;
+        const bool at_left = tile.col_begin == 0;
+        const bool at_right = tile.col_end == map.width;
+        const std::int64_t end = round_up(width, kLanes);
+        const std::int64_t begin = at_left ? 0 : -kLanes;
+        const std::int64_t whole = least(at_right ? end : end + kLanes, readable);
+        std::int64_t x = y == tile.row_begin ? sort_whole_vectors<true>(from, begin, whole, place)
+                                             : sort_whole_vectors<false>(from, begin, whole, place);
+        // In part beyond the row: in the room for its right border.
+        for (; x < end || (!at_right && x < width + kRadius); x += kLanes) {
+            sort_part(from, x, readable, place);
+        }
+        for (int i = 0; i <= K; ++i) {
+            float* const row_of_columns = stream.memory + i * S::kColumnPitch + place;
+            for (int border = 1; border <= kRadius; ++border) {
+                if (at_left) {
+                    row_of_columns[-border] = row_of_columns[border];
+                }
+                if (at_right) {
+                    row_of_columns[width - 1 + border] = row_of_columns[width - 1 - border];
+                }
+            }
+        }
+    }
+};
+
+template <int K, class Format>
+bool filter_as_rows(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+    using Source = MapRows<K, Format>;
+    using S = typename Source::S;
+    float* const memory =
+        static_cast<float*>(scratch(ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + 2 * kLanes) * sizeof(float)));
+    const S stream{plan, kPlainScale, 0.5f / kPlainScale, 0, memory};
+    const std::int64_t width = tile.col_end - tile.col_begin;
+    Source source{stream, map, tile, width, tile.row_begin};
+    auto* const to = static_cast<typename Format::Storage*>(map.output) + tile.row_begin * map.width + tile.col_begin;
+    const auto next = [&](Windows& block) { return source.next(block); };
+    stream.filter(next, Rows<Format>{to, width, map.width, width});
+    return is_plain(source.largest, source.smallest);
+}
+
+// A stream computes windows across row ends and pays for its scratch; rows of their own pay for parts of vectors, and wait
+// for their borders at the beginning of every row.
+inline bool suits_rows(std::int64_t width) {
+    return width >= 96 && round_up(width, kLanes) - width <= width / 16;
+}
+
+template <int K, class Format>
+bool filter_plain(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+    const std::int64_t width = tile.col_end - tile.col_begin;
+    const bool whole = width == map.width && (map.row_stride == width || map.height == 1);
+    return whole && !suits_rows(width) ? filter_as_stream<K, Format>(map, plan, tile)
+                                       : filter_as_rows<K, Format>(map, plan, tile);
+}
+
+template <int K>
+bool filter_plain(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+    if (map.col_stride != 1 || tile.col_end - tile.col_begin < kLanes) {
+        return false;
+    }
+    switch (map.dtype) {
+        case DType::f32: return filter_plain<K, Float32>(map, plan, tile);
+        case DType::f16: return filter_plain<K, Float16>(map, plan, tile);
+        case DType::bf16: return filter_plain<K, BFloat16>(map, plan, tile);
+        case DType::f64: break;
+    }
+    return false;
 }
 
 #endif
@@ -1196,17 +1437,12 @@ void TAM_NAME(rank_gaussian_filter_f32)(const FilterMap& map, const FilterPlan& 
 bool TAM_NAME(rank_gaussian_filter_plain)([[maybe_unused]] const FilterMap& map, [[maybe_unused]] int kernel_size,
                                           [[maybe_unused]] const FilterTile& tile) {
 #if TAM_LANES >= 8
-    const bool whole_rows = map.col_stride == 1 && (map.row_stride == map.width || map.height == 1) &&
-                            tile.col_begin == 0 && tile.col_end == map.width;
-    if (map.dtype == DType::f64 || !whole_rows || map.width < kLanes) {
-        return false;
-    }
     FilterPlan plan;
     plan.kernel_size = kernel_size;
     switch (kernel_size) {
-        case 3: return filter_plain_tile<3>(map, plan, tile);
-        case 5: return filter_plain_tile<5>(map, plan, tile);
-        case 7: return filter_plain_tile<7>(map, plan, tile);
+        case 3: return filter_plain<3>(map, plan, tile);
+        case 5: return filter_plain<5>(map, plan, tile);
+        case 7: return filter_plain<7>(map, plan, tile);
         default: return false;
     }
 #else

@@ -40,7 +40,7 @@ struct FilterPlan {
     std::int64_t merge_size = 0;
 };
 
-inline constexpr std::int64_t kFilterTileWidth = 256;  // at most
+inline constexpr std::int64_t kFilterTileWidth = 128;  // at most
 
 struct FilterTile {
     std::int64_t row_begin = 0;
@@ -51,8 +51,8 @@ struct FilterTile {
 
 struct RankGaussianFilterKernels {
     const char* isa;
-    // Filters in one pass what needs no plan: contiguous float32, float16 or bfloat16 values, none of them negative, special or
-    // extreme. False, without a result, for anything else.
+    // Filters in one pass what needs no plan: float32, float16 or bfloat16 values in contiguous rows, none of them negative,
+    // special or extreme. False, without a result, for anything else.
     bool (*filter_plain)(const FilterMap& map, int kernel_size, const FilterTile& tile);
     FilterScan (*scan)(const FilterMap& map, const FilterTile& tile);
     void (*filter_f32)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);

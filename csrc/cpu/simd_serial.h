@@ -8,6 +8,15 @@
 
 namespace tam::cpu::TAM_ISA {
 
+// table[index mod 32]
+TAM_INLINE i32v lookup(const std::uint32_t* table, i32v index) {
+    i32v values;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        values[lane] = static_cast<std::int32_t>(table[index[lane] & 31]);
+    }
+    return values;
+}
+
 #ifdef __FP_FAST_FMAF
 
 TAM_INLINE f32v fma(f32v a, f32v b, f32v c) {
