@@ -20,13 +20,22 @@ namespace tam::cpu {
 namespace {
 
 constexpr int kMaxWorkers = 255;
+constexpr int kPausesBeforeSleep = 1000;  // some 10 to 40 us
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
 
 struct Job {
     const std::function<void(std::int64_t)>& task;
     const std::int64_t tasks;
-    const std::int64_t block;  // tasks taken at a time
-    int wanted;                // workers that may still join; guarded by the pool's mutex
-    int running = 0;           // workers inside; guarded by the pool's mutex
+    const std::int64_t block;     // tasks taken at a time
+    int wanted;                   // workers that may still join; guarded by the pool's mutex
+    std::atomic<int> running{0};  // workers inside; changed under the pool's mutex only
     std::condition_variable left;
     std::atomic<std::int64_t> next{0};
     std::mutex failure_mutex;
@@ -35,7 +44,7 @@ struct Job {
     Job(const std::function<void(std::int64_t)>& task_, std::int64_t tasks_, int wanted_)
         : task(task_),
           tasks(tasks_),
-          block(std::clamp<std::int64_t>(tasks_ / (8 * (wanted_ + 1)), 1, 16)),
+          block(std::clamp<std::int64_t>(tasks_ / (32 * (wanted_ + 1)), 1, 16)),
           wanted(wanted_) {}
 
     void work() noexcept {
@@ -78,8 +87,15 @@ class Pool {
             arrived_.notify_one();
         }
         job.work();
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
+        }
+        // What the workers still have in hand is short: to sleep until then and be woken may take longer.
+        for (int i = 0; i < kPausesBeforeSleep && job.running.load(std::memory_order_relaxed) != 0; ++i) {
+            pause();
+        }
         std::unique_lock<std::mutex> lock(mutex_);
-        jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
         job.left.wait(lock, [&job] { return job.running == 0; });
     }
 
