@@ -1,26 +1,16 @@
-"""Benchmarks run on one thread unless told otherwise, and say on what machine."""
+"""The benchmarks as quick checks: ``pytest bench`` runs and checks every peer once; timing is ``python -m bench``."""
 
 from __future__ import annotations
 
-import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import tam_fast
-
-
-def cpu_name() -> str:
-    """Model name of the processor as the system reports it."""
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+# Last, so that an installed tam_fast goes before the checkout's.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +20,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    info = tam_fast.backend_info()
-    machine_info["tam_fast"] = {
-        "cpu": cpu_name(),
-        "isa": info["isa"],
-        "threads": 1,
-        "version": info["version"],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
