@@ -292,7 +292,11 @@ struct Pipeline {
     float* sorted;
     const float* spread;
     const float* blended;
+    const float* rows[3];  // of a padded stream, whose columns are sorted meanwhile ...
+    float* sorted_column;  // ... to this place
     // Within an iteration.
+    i32v upper, middle, lower;
+    f32v column_square, row_square;
     i32v l0, l1, l2, m0, m1, m2, h0, h1, h2;
     f32v next_square, next_exponent, sum, pairs, product;
     f32v shifted, fraction, power, slope;
@@ -351,6 +355,40 @@ struct Pipeline {
             compare_exchange(p.m1, p.h0);
             store(p.sorted + kLanes, from_bits(p.l2) + from_bits(p.h0));
             store(p.sorted, p.m1);
+        }
+    }
+
+    // Sorted columns in a ring of vectors, the first of which is there again behind the last.
+    static constexpr std::int64_t kRing = 8;
+    static constexpr std::int64_t kRingPitch = (kRing + 1) * kLanes;
+    static constexpr std::int64_t kAhead =
+        3;  // vectors between the columns and the network: what was stored is in the cache
+
+    // Stream::sort_column
+    template <int Step>
+    TAM_INLINE void sort_columns(Pipeline& p) {
+        if constexpr (Step == 0) {
+            p.upper = load<i32v>(p.rows[0]);
+            p.middle = in_register(load<i32v>(p.rows[1]));
+            p.lower = in_register(load<i32v>(p.rows[2]));
+        } else if constexpr (Step == 3) {
+            p.column_square = from_bits(p.upper) * from_bits(p.upper);
+            p.row_square = from_bits(p.middle) * from_bits(p.middle);
+            compare_exchange(p.upper, p.middle);
+        } else if constexpr (Step == 5) {
+            p.column_square += p.row_square;
+            p.row_square = from_bits(p.lower) * from_bits(p.lower);
+            compare_exchange(p.middle, p.lower);
+        } else if constexpr (Step == 8) {
+            p.column_square += p.row_square;
+            compare_exchange(p.upper, p.middle);
+            store(p.sorted_column + 2 * kRingPitch, from_bits(p.lower));
+        } else if constexpr (Step == 10) {
+            store(p.sorted_column, from_bits(p.upper));
+        } else if constexpr (Step == 12) {
+            store(p.sorted_column + kRingPitch, from_bits(p.middle));
+        } else if constexpr (Step == 14) {
+            store(p.sorted_column + 3 * kRingPitch, p.column_square);
         }
     }
 
@@ -447,7 +485,7 @@ struct Pipeline {
         }
     }
 
-    template <bool Sorts, int... Step>
+    template <bool Columns, bool Sorts, int... Step>
     TAM_INLINE void run_steps(Pipeline& p, std::integer_sequence<int, Step...>) {
         const auto step = [&](auto number) TAM_ALWAYS_INLINE {
             constexpr int kStep = decltype(number)::value;
@@ -457,8 +495,16 @@ struct Pipeline {
             if constexpr (Sorts) {
                 sort<kStep>(p);
             }
+            if constexpr (Columns) {
+                sort_columns<kStep>(p);
+            }
         };
         (step(std::integral_constant<int, Step>{}), ...);
+    }
+
+    template <int... Step>
+    TAM_INLINE void run_column_steps(Pipeline& p, std::integer_sequence<int, Step...>) {
+        (sort_columns<Step>(p), ...);
     }
 
     // The vectors of `count` windows. Sorts is false for the last ones, when only the other stages still have work.
@@ -480,7 +526,7 @@ struct Pipeline {
             p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
             p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
             p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
-            run_steps<Sorts>(p, std::make_integer_sequence<int, kSteps>{});
+            run_steps<false, Sorts>(p, std::make_integer_sequence<int, kSteps>{});
             p.square = p.next_square;
             p.exponent = p.next_exponent;
             p.weight = p.power;
@@ -494,6 +540,64 @@ struct Pipeline {
         weight = p.weight;
         vector = number;
         to = sink;
+    }
+
+    static constexpr std::int64_t kStreamMemory = 4 * kRingPitch + kSlots * kSlotSize;
+    static_assert(kStreamMemory <= 1024, "4 KiB, see Stream::kBlock");
+
+    // The windows of the `length` first values of a padded stream, columns and all; some vectors are read beyond it.
+    template <class Sink>
+    __attribute__((noinline)) void run_stream(const float* padded, std::int64_t pitch, std::int64_t length, float* memory,
+                                              Sink sink) {
+        Pipeline p;
+        p.column_pitch = kRingPitch;
+        p.half_unscale = half_unscale;
+        p.square = p.next_square = f32v{};
+        p.exponent = f32v{};
+        p.weight = f32v{};
+        float* const slots = memory + 4 * kRingPitch;
+        const std::int64_t vectors = (length + kLanes - 1) / kLanes;
+        const auto place = [&](std::int64_t number) TAM_ALWAYS_INLINE {
+            const float* const from = padded + number * kLanes;
+            p.rows[0] = from;
+            p.rows[1] = from + pitch;
+            p.rows[2] = from + 2 * pitch;
+            p.sorted_column = memory + (number & (kRing - 1)) * kLanes;
+        };
+        for (std::int64_t number = 0; number < kAhead; ++number) {
+            place(number);
+            run_column_steps(p, std::make_integer_sequence<int, kSteps>{});
+        }
+        const auto advance = [&](std::int64_t number, auto sorts) TAM_ALWAYS_INLINE {
+            constexpr bool kSorts = decltype(sorts)::value;
+            place(number + kAhead);
+            const std::int64_t at = number & (kRing - 1);
+            p.columns = reinterpret_cast<const std::int32_t*>(memory) + at * kLanes;
+            p.squares = memory + 3 * kRingPitch + at * kLanes;
+            p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
+            p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
+            p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
+            run_steps<kSorts, kSorts>(p, std::make_integer_sequence<int, kSteps>{});
+            p.square = p.next_square;
+            p.exponent = p.next_exponent;
+            p.weight = p.power;
+            const f32v result = in_register(p.weighted);
+            if (number >= kDepth) {
+                Sink::put(sink, result);
+            }
+            if (kSorts && ((number + kAhead) & (kRing - 1)) == 0) {
+                for (int row = 0; row < 4; ++row) {
+                    float* const first = memory + row * kRingPitch;
+                    store(first + kRing * kLanes, load<f32v>(first));
+                }
+            }
+        };
+        for (std::int64_t number = 0; number < vectors; ++number) {
+            advance(number, std::true_type{});
+        }
+        for (std::int64_t number = vectors; number < vectors + kDepth; ++number) {
+            advance(number, std::false_type{});
+        }
     }
 
     // Not inlined, so that the registers are the loop's alone.
@@ -787,6 +891,13 @@ struct Stream {
     // again.
     template <class Sink>
     void filter_stream(const Scalar* padded, std::int64_t length, Sink sink) const {
+#if TAM_LANES == 16
+        if constexpr (kPipelined) {
+            Pipeline pipeline;
+            pipeline.half_unscale = half_unscale;
+            return pipeline.run_stream(padded, pitch, length, memory, sink);
+        }
+#endif
         sort_columns(padded, 0, kAhead);
         std::int64_t begin = 0;
         const auto next = [&](Windows& block) {
@@ -1000,7 +1111,7 @@ void filter_tile(const FilterMap& map, const FilterPlan& plan, const FilterTile&
 
     const std::int64_t used = (height + 2 * radius) * pitch;
     // Beyond the used part whole vectors are read: the columns ahead of a block that is rounded up to whole vectors.
-    const std::int64_t slack = S::kAhead + 2 * kLanes;
+    const std::int64_t slack = S::kAhead + 6 * kLanes;
     Scalar* const memory = static_cast<Scalar*>(
         scratch(ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + used + slack) * sizeof(Scalar)));
     Scalar* const padded = memory + S::kMemory;
@@ -1086,7 +1197,7 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     const std::int64_t pitch = map.width + 2 * kRadius;
     const std::int64_t height = tile.row_end - tile.row_begin;
     const std::int64_t used = (height + 2 * kRadius) * pitch;
-    const std::int64_t slack = S::kAhead + 2 * kLanes;
+    const std::int64_t slack = 6 * kLanes;
     float* const memory = static_cast<float*>(
         scratch(ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + kLanes + used + slack) * sizeof(float)));
     // Stores that cross cache lines are slow: the rows that the map fills are aligned.
