@@ -1190,6 +1190,27 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* 
     return is_plain(largest, smallest);
 }
 
+// How many floats to leave before a padded stream of rows so that its rows are not read where, modulo 4096 bytes, results
+// have just been stored: such loads wait. Results run up to six vectors behind, and fall back by a gap a row.
+constexpr std::int64_t kPageFloats = 1024;
+
+inline std::int64_t distance_from(const float* results, const float* rows, std::int64_t pitch, std::int64_t height) {
+    constexpr std::int64_t kBehind = 6 * kLanes;
+    const std::int64_t near = 4 * kLanes + least(2 * height, kPageFloats / 4);
+    const std::int64_t apart =
+        static_cast<std::int64_t>((reinterpret_cast<std::uintptr_t>(results) - reinterpret_cast<std::uintptr_t>(rows)) / 4);
+    for (std::int64_t distance = 0; distance < kPageFloats; distance += kLanes) {
+        bool clear = true;
+        for (std::int64_t row = 0; row < 3; ++row) {
+            clear = clear && ((apart - distance - row * pitch - kBehind) & (kPageFloats - 1)) > near;
+        }
+        if (clear) {
+            return distance;
+        }
+    }
+    return 0;
+}
+
 template <int K, class Format>
 bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
     using S = Stream<float, K, false>;
@@ -1198,11 +1219,15 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     const std::int64_t height = tile.row_end - tile.row_begin;
     const std::int64_t used = (height + 2 * kRadius) * pitch;
     const std::int64_t slack = 6 * kLanes;
-    float* const memory = static_cast<float*>(
-        scratch(ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + kLanes + used + slack) * sizeof(float)));
+    float* const memory = static_cast<float*>(scratch(
+        ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + kPageFloats + kLanes + used + slack) * sizeof(float)));
+    float* const to = sizeof(typename Format::Storage) == sizeof(float)
+                          ? static_cast<float*>(map.output) + tile.row_begin * map.width
+                          : memory + S::kMemory;
     // Stores that cross cache lines are slow: the rows that the map fills are aligned.
     const std::int64_t reflected = most(kRadius - tile.row_begin, 0) * pitch;
-    float* const padded = memory + S::kMemory + (round_up(reflected, kLanes) - reflected);
+    float* const padded = memory + S::kMemory + (round_up(reflected, kLanes) - reflected) +
+                          distance_from(to, memory + S::kMemory, pitch, height);
     if (!fill_plain<kRadius, Format>(map, tile, padded)) {
         return false;
     }
@@ -1213,12 +1238,9 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     const std::int64_t length = height * pitch - 2 * kRadius;
     const std::int64_t count = height * map.width;
     const std::int64_t offset = tile.row_begin * map.width;
-    if constexpr (sizeof(typename Format::Storage) == sizeof(float)) {
-        float* const to = static_cast<float*>(map.output) + offset;
-        stream.filter_stream(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
-    } else {
-        stream.filter_stream(padded, length, Gathered<kRadius>{padded, padded + count, map.width, pitch});
-        store_row(map, offset, padded, count);
+    stream.filter_stream(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
+    if constexpr (sizeof(typename Format::Storage) != sizeof(float)) {
+        store_row(map, offset, to, count);
     }
     return true;
 }
@@ -1368,18 +1390,11 @@ bool filter_as_rows(const FilterMap& map, const FilterPlan& plan, const FilterTi
     return is_plain(source.largest, source.smallest);
 }
 
-// A stream computes windows across row ends and pays for its scratch; rows of their own pay for parts of vectors, and wait
-// for their borders at the beginning of every row.
-inline bool suits_rows(std::int64_t width) {
-    return width >= 96 && round_up(width, kLanes) - width <= width / 16;
-}
-
 template <int K, class Format>
 bool filter_plain(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
     const std::int64_t width = tile.col_end - tile.col_begin;
     const bool whole = width == map.width && (map.row_stride == width || map.height == 1);
-    return whole && !suits_rows(width) ? filter_as_stream<K, Format>(map, plan, tile)
-                                       : filter_as_rows<K, Format>(map, plan, tile);
+    return whole ? filter_as_stream<K, Format>(map, plan, tile) : filter_as_rows<K, Format>(map, plan, tile);
 }
 
 template <int K>

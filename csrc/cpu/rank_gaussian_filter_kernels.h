@@ -40,7 +40,7 @@ struct FilterPlan {
     std::int64_t merge_size = 0;
 };
 
-inline constexpr std::int64_t kFilterTileWidth = 128;  // at most
+inline constexpr std::int64_t kFilterTileWidth = 256;  // at most
 
 struct FilterTile {
     std::int64_t row_begin = 0;
