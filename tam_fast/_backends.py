@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,6 +18,21 @@ __all__ = ["backend_info", "current", "use_backend"]
 
 VARIABLE = "TAM_FAST_BACKEND"
 BACKENDS = ("cpu", "reference")
+
+
+@dataclass
+class StepBuffers:
+    """What a stream keeps between its tokens, on the CPU; a step uses the first rows of those with a capacity."""
+
+    token: Tensor  # (1,) int64
+    scores: Tensor  # (S, ) of the token over the prompt
+    maps: Tensor  # (capacity, N) scores of every distinct token at the visual positions
+    row: Tensor  # (1,) int64, the token's among them
+    relevance: Tensor  # (capacity,) summed over the context tokens of one row
+    text: Tensor  # (capacity,) raw relevance of every context token
+    length: Tensor  # (1,) int64, how many there are
+    scale: Tensor  # (1,)
+    flat: Tensor  # (1,) bool
 
 
 class Backend(Protocol):
@@ -38,7 +54,7 @@ class Backend(Protocol):
         self,
         scores: list[Tensor],
         activation_rows: list[Tensor],
-        context_rows: list[Tensor],
+        context_rows: list[Tensor] | None,
         relevance: list[Tensor],
         text_relevance: list[Tensor],
         text_length: list[Tensor],
@@ -46,7 +62,24 @@ class Backend(Protocol):
         kernel_size: int,
         *,
         constant_window_nan: bool = False,
+        out: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]: ...
+
+    # The two operators for one more token of a stream.
+
+    def step_scores(
+        self, buffers: StepBuffers, classifier: Tensor, prompt: Tensor | None, states: Tensor, count: int, begin: int
+    ) -> None: ...
+
+    def step_maps(
+        self,
+        buffers: StepBuffers,
+        classes: int,
+        length: int,
+        sizes: list[tuple[int, int]],
+        kernel_size: int,
+        out: tuple[Tensor, Tensor],
+    ) -> None: ...
 
     def info(self) -> dict[str, Any]: ...
 

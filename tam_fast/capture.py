@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Bytes of logits that may wait to be looked at together.
+_KEPT = 1 << 14
 
 __all__ = ["CapturedCandidates", "CapturedStates", "capture", "capture_candidates"]
 
@@ -166,7 +169,7 @@ class capture(_Hook):
                 f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
                 "batches of prompts are not supported)"
             )
-        return state.detach()[0]
+        return state.detach()[0] if state.requires_grad else state[0]
 
 
 def _decoder(model: Any) -> torch.nn.Module:
@@ -179,25 +182,56 @@ def _decoder(model: Any) -> torch.nn.Module:
 
 
 class CapturedCandidates:
-    """The k best tokens of every step and their probabilities."""
+    """The k best tokens of every step and their probabilities.
+
+    Rows of logits are looked at together, as many as make up a few KiB, or when a step is read.
+    """
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
+        self._rows: list[Tensor] = []  # logits (1, 1, V) of the steps after those
+        self._wanted = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) + len(self._rows)
 
     def __getitem__(self, step: int) -> list[tuple[int, float]]:
         """(token id, probability) of one step, best first. Waits for the device."""
-        ids, probabilities = self._steps[step]
+        with self._lock:
+            self._look()
+            ids, probabilities = self._steps[step]
         return list(zip(ids.tolist(), probabilities.tolist(), strict=True))
 
     def append(self, logits: Tensor, count: int) -> None:
         """Add steps from their logits (n, V): of each row only the best `count` stay; float32 softmax."""
-        rows = logits.float()
-        values, ids = rows.topk(min(count, rows.shape[-1]), dim=-1)
-        probabilities = (values - rows.logsumexp(dim=-1, keepdim=True)).exp()
-        self._steps.extend(zip(ids, probabilities, strict=True))
+        with self._lock:
+            self._look()
+            self._steps.extend(_best(logits, count))
+
+    def append_step(self, logits: Tensor, count: int) -> None:
+        """Add a step from its logits (1, 1, V), as :meth:`append`, but not necessarily at once."""
+        size = logits.shape[-1] * logits.element_size()
+        if 2 * size > _KEPT:
+            self.append(logits[0], count)
+            return
+        with self._lock:
+            self._rows.append(logits.clone())
+            self._wanted = count
+            if (len(self._rows) + 1) * size > _KEPT:
+                self._look()
+
+    def _look(self) -> None:
+        if self._rows:
+            self._steps.extend(_best(torch.cat(self._rows)[:, 0], self._wanted))
+            self._rows.clear()
+
+
+def _best(logits: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Find the ids and probabilities (count,) of the best tokens of every row (n, V)."""
+    ids = logits.topk(min(count, logits.shape[-1]), dim=-1).indices
+    probabilities = logits.softmax(dim=-1, dtype=torch.float32).gather(-1, ids)
+    return zip(ids.unbind(), probabilities.unbind(), strict=True)
 
 
 class capture_candidates(_Hook):
@@ -240,4 +274,6 @@ class capture_candidates(_Hook):
             raise TypeError(
                 f"model: expected logits (1, n, V) of {type(self._module).__name__}, got {type(output).__name__}"
             )
-        self._candidates.append(logits.detach()[0, -1:], self._count)
+        if logits.shape[:2] != (1, 1):
+            logits = logits[:1, -1:]
+        self._candidates.append_step(logits.detach() if logits.requires_grad else logits, self._count)

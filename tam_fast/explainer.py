@@ -6,14 +6,18 @@ import inspect
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -81,18 +85,68 @@ class Step:
     candidates : list of Candidate
         The likeliest tokens at this step, most probable first.
     layout : Layout
+
+    Notes
+    -----
+    All but `index`, `token_id` and `layout` is made when it is first read, by whichever thread; maps that nobody has
+    read are made together at the end of the stream, or when it is closed.
     """
 
     index: int
-    token: str
     token_id: int
-    text: str
-    map: Tensor
-    relevance: Tensor
-    scale: float
-    flat: bool
-    candidates: list[Candidate]
     layout: Layout
+    _source: TokenMap | _Mapper = field(repr=False)  # a mapper until the map is made
+    _writer: _Writer = field(repr=False)
+
+    @property
+    def _shown(self) -> TokenMap:
+        source = self._source
+        return source if isinstance(source, TokenMap) else source.read(self)
+
+    @property
+    def map(self) -> Tensor:
+        """The map (N,) float32, over the grids' positions in order, in [0, 1]."""
+        return self._shown.map
+
+    @property
+    def relevance(self) -> Tensor:
+        """Relevance (k,) float32 of the prompt's tokens and of the answer's so far, on the scale of the map."""
+        return self._shown.relevance
+
+    @property
+    def scale(self) -> float:
+        """The s of Eq. 5 of the TAM paper."""
+        return self._shown.scale
+
+    @property
+    def flat(self) -> bool:
+        """True where there is nothing to show."""
+        return self._shown.flat
+
+    @cached_property
+    def _written(self) -> tuple[str, str, list[Candidate]]:
+        return self._writer.step(self.index)
+
+    @property
+    def token(self) -> str:
+        """The decoded piece, with its leading space."""
+        return self._written[0]
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self._written[1]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The likeliest tokens at this step, most probable first."""
+        return self._written[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies go without the tokenizer and the states.
+        state = {**self.__dict__, "_source": self._shown, "_written": self._written}
+        del state["_writer"]
+        return state
 
     def grid(self, g: int = 0) -> Tensor:
         """Return the map on grid `g`: a (H, W) float32 view.
@@ -218,18 +272,12 @@ class Explainer:
             job.elapsed["forward"] = time.perf_counter() - began
         began = time.perf_counter()
         with torch.no_grad():
-            maps = activation_maps(
-                hidden.to(job.classifier.device),
-                job.classifier,
-                torch.cat([job.prompt.input_ids, torch.tensor(ids)]),
-                job.prompt.layout,
-                compat=compat,
-                kernel_size=kernel_size,
-            )
+            maps = job.maps(ids, hidden, compat)
         job.elapsed["maps"] = time.perf_counter() - began
         writer = _Writer(self.processor.tokenizer, candidates)
         for token_id in ids:
             writer.append(token_id)
+        writer.whole()
         job.elapsed["total"] = time.perf_counter() - started
         return job.explanation(maps, writer)
 
@@ -264,7 +312,8 @@ class Explainer:
         Raises
         ------
         ValueError, TypeError, FileNotFoundError, ModelNotSupportedError
-            As :meth:`explain`; what the model raises comes out of the loop.
+            As :meth:`explain`; what the model raises comes out of the loop. A state that is NaN or Inf is found when a
+            map that needs it is read, or at the end of the loop.
         """
         started = time.perf_counter()
         arguments = self._generate_arguments(max_new_tokens, generate_kwargs)
@@ -464,18 +513,29 @@ class _Job:
                     inputs[name] = torch.cat([inputs[name], torch.full_like(tail, value, dtype=inputs[name].dtype)], 1)
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
+    def maps(self, ids: Sequence[int], hidden: Tensor, compat: Compat = None) -> TokenActivationMaps:
+        return activation_maps(
+            hidden.to(self.classifier.device),
+            self.classifier,
+            torch.cat([self.prompt.input_ids, torch.tensor(ids)]),
+            self.prompt.layout,
+            compat=compat,
+            kernel_size=self.kernel_size,
+        )
+
     def explanation(self, maps: TokenActivationMaps, writer: _Writer) -> Explanation:
+        decoder, candidates = writer.whole()
         ids = self.prompt.input_ids[self.prompt.layout.prompt].tolist()
         return Explanation(
-            tokens=writer.decoder.pieces,
+            tokens=decoder.pieces,
             token_ids=writer.token_ids,
-            text=writer.decoder.text,
-            offsets=writer.decoder.offsets,
+            text=decoder.text,
+            offsets=decoder.offsets,
             maps=maps,
-            candidates=writer.candidates,
+            candidates=candidates,
             images=self.images,
             prompt=self.text,
-            context_tokens=token_pieces(self.processor.tokenizer, ids) + writer.decoder.pieces[:-1],
+            context_tokens=token_pieces(self.processor.tokenizer, ids) + decoder.pieces[:-1],
             model=_model_name(self.model),
             elapsed=self.elapsed,
         )
@@ -488,20 +548,120 @@ def _model_name(model: Any) -> str:
 
 
 class _Writer:
-    """The answer as it grows: pieces, offsets, and candidates with their texts."""
+    """The answer as it grows: pieces, offsets, and candidates with their texts, decoded when they are asked for."""
 
     def __init__(self, tokenizer: Any, found: CapturedCandidates) -> None:
-        self.decoder = TextDecoder(tokenizer)
         self.token_ids: list[int] = []
-        self.candidates: list[list[Candidate]] = []
+        self._decoder = TextDecoder(tokenizer)
+        self._candidates: list[list[Candidate]] = []
+        self._texts: list[str] = []  # the answer after each token
         self._found = found
+        self._lock = threading.Lock()
 
     def append(self, token_id: int) -> None:
-        self.candidates.append(
-            [Candidate(other, self.decoder.peek(other), p) for other, p in self._found[len(self.token_ids)]]
-        )
-        self.decoder.append(token_id)
         self.token_ids.append(token_id)
+
+    def step(self, index: int) -> tuple[str, str, list[Candidate]]:
+        """Return a token's piece, the text up to it, and the candidates."""
+        self._decode(index + 1)
+        return self._decoder.pieces[index], self._texts[index], self._candidates[index]
+
+    def whole(self) -> tuple[TextDecoder, list[list[Candidate]]]:
+        """Return the decoded answer and the candidates of all of its steps."""
+        self._decode(len(self.token_ids))
+        return self._decoder, self._candidates
+
+    def _decode(self, count: int) -> None:
+        with self._lock:
+            for index in range(len(self._texts), count):
+                self._append(self.token_ids[index], self._found[index])
+
+    def _append(self, token_id: int, found: list[tuple[int, float]]) -> None:
+        self._candidates.append([Candidate(other, self._decoder.peek(other), p) for other, p in found])
+        self._decoder.append(token_id)
+        self._texts.append(self._decoder.text)
+
+
+class _Mapper:
+    """Makes the maps of a stream's steps: of those that wait when one is read, of the others at the end."""
+
+    def __init__(self, job: _Job, rows: deque[Tensor]) -> None:
+        self._job = job
+        self._rows = rows  # states (n, C) that have come and were not taken over
+        self._stream: ActivationMapStream | None = ActivationMapStream(
+            job.classifier, job.prompt.layout, job.prompt.input_ids, kernel_size=job.kernel_size
+        )
+        self._made: list[TokenMap] = []
+        self._waiting: deque[tuple[int, weakref.ref[Step]]] = deque()
+        self._error: Exception | None = None
+        self._lock = threading.RLock()  # garbage may be collected at any place, and a stream closed by that
+
+    def add(self, step: Step) -> None:
+        self._waiting.append((step.token_id, weakref.ref(step)))
+
+    def read(self, step: Step) -> TokenMap:
+        """Return the map of one step."""
+        with self._at_work():
+            self._make()
+        source = step._source
+        if isinstance(source, TokenMap):
+            return source
+        raise self._error or RuntimeError(f"map: expected an open stream, got one closed before token {step.index}")
+
+    def finish(self) -> TokenActivationMaps:
+        """Return the maps of the whole answer."""
+        with self._at_work():
+            if self._error is not None:
+                raise self._error
+            if self._made or not self._rows:
+                self._make()
+                return _gather(self._made, self._job.prompt)
+            # Nobody has looked: to make them together is less work.
+            ids = [token_id for token_id, _ in self._waiting]
+            hidden = torch.cat(list(self._rows))[: self._job.prompt.layout.answer_start + len(ids) - 1]
+            maps = self._job.maps(ids, hidden)
+            for index, (_, reference) in enumerate(self._waiting):
+                if (step := reference()) is not None:
+                    step._source = _token_map(maps, index)
+            self._waiting.clear()
+            return maps
+
+    def close(self) -> None:
+        """Make the maps that somebody may still read, if that can be done, and let the states go."""
+        with self._lock:
+            if any(reference() is not None for _, reference in self._waiting):
+                with suppress(Exception), self._at_work():  # whoever reads the step is told
+                    self._make()
+            self._stream = None
+            self._waiting.clear()
+            self._rows.clear()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._lock:
+            began = time.perf_counter()
+            try:
+                yield
+            except BaseException as error:
+                self._error = error if isinstance(error, Exception) else RuntimeError("map: interrupted")
+                self._stream = None
+                raise
+            finally:
+                self._job.elapsed["maps"] += time.perf_counter() - began
+
+    def _make(self) -> None:
+        """Make the maps of all steps that wait for theirs."""
+        stream = self._stream
+        if stream is None:
+            return
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        for rows in [self._rows.popleft() for _ in range(len(self._rows))]:
+            stream.extend(rows.to(self._job.classifier.device))
+        for token_id, reference in waiting:
+            shown = stream.append(token_id)
+            self._made.append(shown)
+            if (step := reference()) is not None:
+                step._source = shown
 
 
 class _StoppedError(Exception):
@@ -515,42 +675,35 @@ class _Channel:
         self.rows: deque[Tensor] = deque()  # states (n, C) that have not been taken over
         self.candidates = CapturedCandidates()
         self.error: BaseException | None = None
-        self._tokens: deque[int] = deque()
-        self._ready = threading.Semaphore(0)
-        self._wanted = threading.Semaphore(0)
-        self._closed = False
+        self._tokens: SimpleQueue[int | None] = SimpleQueue()  # None at the end
+        self._wanted: SimpleQueue[bool] = SimpleQueue()  # False: no more
 
     # The generating side.
 
     def run(self, generate: Callable[[_Channel], None]) -> None:
         try:
-            self._wanted.acquire()
-            if not self._closed:
+            if self._wanted.get():
                 generate(self)
         except _StoppedError:
             pass
         except BaseException as error:  # all of it is the loop's to handle
             self.error = error
-        self._ready.release()
+        self._tokens.put(None)
 
     def send(self, token_id: int) -> None:
-        self._tokens.append(token_id)
-        self._ready.release()
-        self._wanted.acquire()
-        if self._closed:
+        self._tokens.put(token_id)
+        if not self._wanted.get():
             raise _StoppedError
 
     # The iterating side.
 
     def receive(self) -> int | None:
         """Let generation go on to its next token; None at its end."""
-        self._wanted.release()
-        self._ready.acquire()
-        return self._tokens.popleft() if self._tokens else None
+        self._wanted.put(True)
+        return self._tokens.get()
 
     def close(self) -> None:
-        self._closed = True
-        self._wanted.release()
+        self._wanted.put(False)
 
 
 class _TokenStreamer:
@@ -603,12 +756,11 @@ class ExplanationStream(Iterator[Step]):
         self.layout = job.prompt.layout
         self._job = job
         self._ends = explainer._end_ids(arguments)
-        self._maps = ActivationMapStream(
-            job.classifier, job.prompt.layout, job.prompt.input_ids, kernel_size=job.kernel_size
-        )
         self._channel = _Channel()
+        self._mapper = _Mapper(job, self._channel.rows)
         self._writer = _Writer(explainer.processor.tokenizer, self._channel.candidates)
-        self._token_maps: list[TokenMap] = []
+        self._count = 0
+        self._maps: TokenActivationMaps | None = None
         self._held: list[int] = []  # end marks, shown only if something follows
         self._steps: deque[Step] = deque()
         self._explanation: Explanation | None = None
@@ -647,36 +799,15 @@ class ExplanationStream(Iterator[Step]):
         """Turn a token into a step; an end mark waits until another token shows that it ended nothing."""
         began = time.perf_counter()
         self._held.append(token_id)
-        try:
-            if token_id not in self._ends:
-                for held in self._held:
-                    self._steps.append(self._step(held))
-                self._held.clear()
-        except BaseException:
-            self.close()
-            raise
+        if token_id not in self._ends:
+            for held in self._held:
+                step = Step(self._count, held, self.layout, self._mapper, self._writer)
+                self._count += 1
+                self._writer.append(held)
+                self._mapper.add(step)
+                self._steps.append(step)
+            self._held.clear()
         self._job.elapsed["maps"] += time.perf_counter() - began
-
-    def _step(self, token_id: int) -> Step:
-        with torch.no_grad():
-            while self._channel.rows:
-                self._maps.extend(self._channel.rows.popleft().to(self._job.classifier.device))
-            shown = self._maps.append(token_id)
-        self._token_maps.append(shown)
-        self._writer.append(token_id)
-        decoder = self._writer.decoder
-        return Step(
-            index=shown.index,
-            token=decoder.pieces[-1],
-            token_id=token_id,
-            text=decoder.text,
-            map=shown.map,
-            relevance=shown.relevance,
-            scale=shown.scale,
-            flat=shown.flat,
-            candidates=self._writer.candidates[-1],
-            layout=self.layout,
-        )
 
     def _finish(self) -> None:
         self._thread.join()
@@ -684,11 +815,19 @@ class ExplanationStream(Iterator[Step]):
         self._state = "failed" if error is not None else "done"
         if error is not None:
             self._channel.error = None
+            self._mapper.close()
             raise error
-        if not self._token_maps:
+        if not self._count:
             self._state = "failed"
             names = self._job.processor.tokenizer.convert_ids_to_tokens(self._held)
             raise ValueError(f"answer: expected at least one token before the end mark, got {names}")
+        try:
+            self._maps = self._mapper.finish()
+        except BaseException:
+            self._state = "failed"
+            raise
+        finally:
+            self._mapper.close()
         self._job.elapsed["total"] = self._job.elapsed["prepare"] + time.perf_counter() - self._started
 
     @property
@@ -700,14 +839,13 @@ class ExplanationStream(Iterator[Step]):
         RuntimeError
             If the steps have not all been taken, or generation failed or was stopped.
         """
-        if self._state != "done":
+        if self._maps is None:
             raise RuntimeError(
                 f"explanation: expected the stream to be iterated to its end, got one that is {self._state} after "
-                f"{len(self._token_maps)} tokens"
+                f"{self._count} tokens"
             )
         if self._explanation is None:
-            maps = _gather(self._token_maps, self._job.prompt)
-            self._explanation = self._job.explanation(maps, self._writer)
+            self._explanation = self._job.explanation(self._maps, self._writer)
         return self._explanation
 
     def close(self) -> None:
@@ -717,6 +855,7 @@ class ExplanationStream(Iterator[Step]):
             self._channel.close()
             if began and threading.current_thread() is not self._thread:
                 self._thread.join()
+            self._mapper.close()
         self._steps.clear()
 
     def __enter__(self) -> ExplanationStream:
@@ -747,16 +886,28 @@ def _generating(model: Any, job: _Job, arguments: dict[str, Any], ambience: _Amb
     return generate
 
 
+def _token_map(maps: TokenActivationMaps, index: int) -> TokenMap:
+    """Take the map of a single token."""
+    return TokenMap(
+        int(maps.target_ids[index]),
+        index,
+        maps.maps[index],
+        maps.relevance[index, : maps.layout.prompt.numel() + index],
+        float(maps.scale[index]),
+        bool(maps.flat[index]),
+    )
+
+
 def _gather(shown: Sequence[TokenMap], prompt: PromptInputs) -> TokenActivationMaps:
     """Put the maps of single tokens together."""
     context = prompt.layout.prompt.numel() + len(shown) - 1
-    relevance = torch.zeros((len(shown), context), dtype=torch.float32)
+    relevance = np.zeros((len(shown), context), dtype=np.float32)
     for row, token in zip(relevance, shown, strict=True):
-        row[: token.relevance.numel()] = token.relevance
+        row[: token.relevance.numel()] = token.relevance.numpy()
     ids = torch.tensor([token.token_id for token in shown], dtype=torch.int64)
     return TokenActivationMaps(
         maps=torch.stack([token.map for token in shown]),
-        relevance=relevance,
+        relevance=torch.from_numpy(relevance),
         scale=torch.tensor([token.scale for token in shown], dtype=torch.float32),
         flat=torch.tensor([token.flat for token in shown]),
         context_ids=torch.cat([prompt.input_ids[prompt.layout.prompt], ids[:-1]]),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tam_fast import _library  # noqa: F401  (registers torch.ops.tam_fast)
+from tam_fast import _backends, _library  # noqa: F401  (registers torch.ops.tam_fast)
 
 __all__ = [
     "estimated_causal_inference",
@@ -32,11 +32,12 @@ def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        if value.dtype == object or value.dtype.kind in "USVmM":
-            raise TypeError(f"{name}: expected a numeric array, got dtype {value.dtype}")
-        if not value.dtype.isnative:
-            value = value.astype(value.dtype.newbyteorder("="))
-        if not value.flags.writeable or any(stride < 0 for stride in value.strides):
+        dtype = value.dtype
+        if dtype.kind in "OUSVmM":
+            raise TypeError(f"{name}: expected a numeric array, got dtype {dtype}")
+        if not dtype.isnative:
+            value = value.astype(dtype.newbyteorder("="))
+        if not value.flags.writeable or min(value.strides, default=0) < 0:
             # torch shares neither read-only nor backward arrays.
             value = value.copy()
         return torch.from_numpy(value)
@@ -149,9 +150,10 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     A window with mean <= 0 gives 0; a constant window gives its value; a window that holds NaN or Inf gives NaN and
     leaves other windows untouched. Negative values are ordered by value. Each map is scaled by a power of two, so
     values from 1e-38 to 1e38 are equally accurate: against float64, relative to the map's maximum, 4e-7 on dense maps
-    and 1.5e-6 down to 1 % of non-zero cells. Arithmetic is float32 for every dtype (float64 maps are rounded to
-    float32 after scaling). The bits are the same for every instruction set, thread count and batch position. Not
-    differentiable: the result does not require grad. Runs on ``torch.get_num_threads()`` threads, without the GIL.
+    and 1.5e-6 down to 1 % of non-zero cells. Arithmetic is float64 for float64 maps and for the rare map whose range
+    float32 cannot hold scaled, else float32. The bits are the same for every instruction set, thread count and batch
+    position. Not differentiable: the result does not require grad. Runs on ``torch.get_num_threads()`` threads, without
+    the GIL.
 
     Examples
     --------
@@ -164,7 +166,11 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
         tensors = [_check_maps(item, f"maps[{index}]") for index, item in enumerate(maps)]
         filtered = torch.ops.tam_fast.rank_gaussian_filter_batch.default(tensors, size) if tensors else []
         return [_numpy_like(item)(result) for item, result in zip(maps, filtered, strict=True)]
-    return _numpy_like(maps)(torch.ops.tam_fast.rank_gaussian_filter.default(_check_maps(maps, "maps"), size))
+    tensor = _check_maps(maps, "maps")
+    if isinstance(maps, np.ndarray) and not torch.compiler.is_compiling():
+        # Of what a call through torch brings, an array needs nothing.
+        return _backends.current().rank_gaussian_filter([tensor], size)[0].numpy()
+    return _numpy_like(maps)(torch.ops.tam_fast.rank_gaussian_filter.default(tensor, size))
 
 
 def _check_scores_inputs(hidden: Any, classifier: Tensor, token_ids: Any, suffix: str) -> tuple[Tensor, Tensor]:

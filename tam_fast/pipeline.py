@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tam_fast import ops
+from tam_fast import _backends, ops
 from tam_fast.layout import Layout
 
 __all__ = ["Compat", "TokenActivationMaps", "activation_maps"]
@@ -18,6 +21,13 @@ __all__ = ["Compat", "TokenActivationMaps", "activation_maps"]
 Compat: TypeAlias = Literal["official", "paper"] | None
 _COMPATS = (None, "official", "paper")
 _T = TypeVar("_T")
+# What lies between the kernels is numpy's: torch would wake a pool of threads for it, which spins beside ours.
+_Floats: TypeAlias = "NDArray[np.float32]"
+_Integers: TypeAlias = "NDArray[np.int64]"
+Results: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"  # maps (T, N), relevance (T, K), scale (T,), flat (T,)
+
+# Elements of a (targets, context) array that is made at a time.
+_BLOCK = 1 << 18
 
 
 @dataclass(eq=False)
@@ -74,43 +84,17 @@ class TokenActivationMaps:
         return (torch.nan_to_num(self.maps, nan=0.0) * 255).floor().clamp(0, 255).to(torch.uint8)
 
 
-@dataclass
-class _Plan:
-    """One answer, resolved to rows of its score matrix; M = n_p + T tokens are p_1..p_np, y_1..y_T."""
-
-    layout: Layout
-    token_ids: Tensor  # (S + 1,)
-    ids: Tensor  # (M,) identity of every token
-    classes: Tensor  # (M,) classifier row that explains it
-    places: Tensor  # (M,) position that its relevance is read at
-    names: list[str] | None  # (M,) texts that replace ids in comparisons
-    unique: Tensor = field(init=False)  # (U,) classes in order of first appearance
-    rows: Tensor = field(init=False)  # (M,) index of each token's class in `unique`
-
-    def __post_init__(self) -> None:
-        unique, self.rows = _first_appearance(self.classes.tolist())
-        self.unique = torch.tensor(unique, dtype=torch.int64)
-
-    @property
-    def prompt_length(self) -> int:
-        return int(self.layout.prompt.numel())
-
-    @property
-    def targets(self) -> int:
-        return int(self.ids.numel()) - self.prompt_length
-
-
-def _first_appearance(values: Sequence[_T]) -> tuple[list[_T], Tensor]:
+def _first_appearance(values: Sequence[_T]) -> tuple[list[_T], _Integers]:
     """Distinct values in order of appearance (U), and where each value is among them (M,) int64.
 
     Appearance, not magnitude, orders them: a longer answer only appends rows, so that streaming sums in the same order.
     """
     seen: dict[_T, int] = {}
     rows = [seen.setdefault(value, len(seen)) for value in values]
-    return list(seen), torch.tensor(rows, dtype=torch.int64)
+    return list(seen), np.array(rows, dtype=np.int64)
 
 
-def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> Tensor:
+def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> _Integers:
     ids = ops._index_tensor(token_ids, f"token_ids{where}", torch.device("cpu"))
     if ids.numel() != rows + 1:
         raise ValueError(
@@ -121,55 +105,266 @@ def _check_token_ids(token_ids: Any, rows: int, layout: Layout, where: str) -> T
         raise ValueError(
             f"layout{where}: expected answer_start < {ids.numel()}, the number of token ids, got {layout.answer_start}"
         )
-    return ids
+    vector: _Integers = ids.numpy()
+    return vector
 
 
-def check_finite_states(hidden: Tensor, positions: Tensor, where: str) -> None:
-    """Refuse NaN and Inf at the positions that are read; (S, C) and (n,)."""
-    # Row sums are one cheap pass; only where one is suspicious (or overflowed) are the elements looked at.
-    sums = hidden.sum(dim=-1, dtype=torch.float32)
-    if bool(torch.isfinite(sums).all()):
-        return
-    for position in torch.nonzero(~torch.isfinite(sums)).flatten().tolist():
-        if bool((positions == position).any()) and not bool(torch.isfinite(hidden[position]).all()):
-            raise ValueError(f"hidden{where}: expected finite states, got NaN or Inf at position {position}")
+def check_classes(classes: Sequence[int], classifier: Tensor, where: str) -> None:
+    """Refuse token ids that are no row of the classifier (V, C)."""
+    rows = classifier.shape[0]
+    for token_id in classes:
+        if not 0 <= token_id < rows:
+            raise ValueError(
+                f"token_ids{where}: expected ids from 0 to {rows - 1} (classifier has {rows} rows), got {token_id}"
+            )
 
 
-def check_finite_scores(scores: Tensor, classes: Tensor, positions: Tensor, where: str) -> None:
-    """Refuse NaN and Inf among the scores (U, S) at the positions that are read (n,)."""
-    if bool(torch.isfinite(scores.sum(dim=-1, dtype=torch.float64)).all()):
-        return
-    for row, column in torch.nonzero(~torch.isfinite(scores[:, positions])).tolist():
-        position = int(positions[column])
+def check_states(hidden: Any, classifier: Tensor, where: str) -> Tensor:
+    """Check type, shape and device of final hidden states (S, C)."""
+    rows = ops._check_matrix(hidden, f"hidden{where}", "(S, C)")
+    if rows.shape[1] != classifier.shape[1]:
         raise ValueError(
-            f"classifier{where}: expected finite scores, got {float(scores[row, position])} for token id "
-            f"{int(classes[row])} at position {position} (a NaN or Inf in its row, or an overflow)"
+            f"hidden{where}: expected C = {classifier.shape[1]} channels as in classifier, "
+            f"got shape {tuple(rows.shape)}"
+        )
+    ops._check_device(rows, f"hidden{where}", classifier, "classifier")
+    return rows.detach() if rows.requires_grad else rows
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether address and strides say all about a tensor."""
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
+
+
+def score(hidden: Tensor, classifier: Tensor, token_ids: _Integers) -> _Floats:
+    """token_scores of checked arguments, past the dispatcher if that can be: (S, C), (V, C), (T,) -> (T, S)."""
+    ids = torch.from_numpy(token_ids)
+    if is_plain(hidden) and is_plain(classifier):
+        scores = _backends.current().token_scores([hidden], classifier, [ids])[0]
+    else:
+        scores = torch.ops.tam_fast.token_scores.default(hidden, classifier, ids.to(hidden.device)).cpu()
+    array: _Floats = scores.numpy()
+    return array
+
+
+def check_finite_states(hidden: Tensor, positions: _Integers, where: str, first: int = 0) -> None:
+    """Refuse NaN and Inf in some rows (n,) of hidden (S, C), whose first row is position `first`."""
+    # Sums in our own kernel, which cuts negative ones off, hence both signs. A sum may also overflow.
+    signs = torch.ones((2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
+    signs[1] = -1.0
+    suspicious = ~np.isfinite(score(signs, hidden, positions)).all(axis=1)
+    for position in positions[suspicious].tolist():
+        if not bool(torch.isfinite(hidden[position]).all()):
+            raise ValueError(f"hidden{where}: expected finite states, got NaN or Inf at position {first + position}")
+
+
+def check_finite(
+    scores: _Floats,
+    start: int,
+    states: Tensor | None,
+    read: Callable[[], _Integers] | None,
+    classes: _Integers,
+    where: str,
+) -> None:
+    """Refuse NaN and Inf in scores (U, S) and states (S, C) of the positions from `start` on.
+
+    Without `states` only scores are looked at. `read` tells which columns count, if not all do.
+    """
+    if states is None:
+        if math.isfinite(scores.max(initial=0.0)):
+            return
+        fine = np.isfinite(scores).all(axis=0)
+    else:
+        # NaN in a state makes all of its scores NaN; Inf makes each of them NaN, Inf or, cut off below, 0. So one
+        # finite score above 0 shows that a state is finite, and few states need to be read.
+        largest = scores.max(axis=0, initial=0.0)
+        fine = (largest > 0) & (largest < np.inf)
+        if fine.all():
+            return
+    suspicious = np.flatnonzero(~fine)
+    if read is not None:
+        suspicious = suspicious[np.isin(suspicious, read())]
+    if states is not None and suspicious.size:
+        check_finite_states(states, suspicious, where, start)
+    for row, number in np.argwhere(~np.isfinite(scores[:, suspicious])).tolist():
+        column = int(suspicious[number])
+        raise ValueError(
+            f"classifier{where}: expected finite scores, got {float(scores[row, column])} for token id "
+            f"{int(classes[row])} at position {start + column} (a NaN or Inf in its row, or an overflow)"
         )
 
 
-def _same_token(plan: _Plan) -> Tensor:
-    """Where a context token (columns) is the target's own word (rows), which Eq. 4 leaves out: bool (T, M - 1)."""
-    numbers = plan.ids if plan.names is None else _first_appearance(plan.names)[1]
-    return numbers[plan.prompt_length :, None] == numbers[None, :-1]
+class ContextScores:
+    """Scores of classes at the prompt's positions, and at those after them whose states are given too.
+
+    Attributes
+    ----------
+    states : (S, C) Tensor
+        Final hidden states of the prompt, or of prompt and answer.
+    """
+
+    def __init__(self, states: Tensor, classifier: Tensor, layout: Layout, where: str) -> None:
+        self.states = states
+        self._classifier, self._where = classifier, where
+        self._unchecked: Tensor | None = states
+        self._start = layout.answer_start - 1
+        self._visual, self._prompt = layout.visual_positions.numpy(), layout.prompt.numpy()
+        in_a_row = bool((self._visual[1:] - self._visual[:-1] == 1).all())
+        self._run = slice(int(self._visual[0]), int(self._visual[-1]) + 1) if in_a_row else None
+
+    def __call__(self, classes: _Integers) -> tuple[_Floats, _Floats, _Floats]:
+        """Score classes (U,): maps (U, N), words of the prompt (U, n_p), and from the prompt's last position on."""
+        if self._run is not None:
+            return self.read(score(self.states, self._classifier, classes), classes)
+        # Not all of it is kept beside what is read of it.
+        count = self.states.shape[0]
+        step = max(_BLOCK // count, 32)
+        widths = (self._visual.size, self._prompt.size, count - self._start)
+        whole = [np.empty((classes.size, width), dtype=np.float32) for width in widths]
+        for first in range(0, classes.size, step):
+            some = classes[first : first + step]
+            for to, part in zip(whole, self.read(score(self.states, self._classifier, some), some), strict=True):
+                to[first : first + step] = part
+        maps, words, after = whole
+        return maps, words, after
+
+    def read(self, scores: _Floats, classes: _Integers) -> tuple[_Floats, _Floats, _Floats]:
+        """Check scores (U, S) and take apart what :meth:`__call__` returns."""
+        check_finite(scores, 0, self._unchecked, self._read, classes, self._where)
+        self._unchecked = None
+        maps = scores[:, self._visual if self._run is None else self._run]
+        return maps, scores[:, self._prompt], scores[:, self._start :]
+
+    def _read(self) -> _Integers:
+        return np.concatenate([self._visual, self._prompt, np.arange(self._start, self.states.shape[0])])
 
 
-def _plan(
-    hidden: Tensor, classifier: Tensor, token_ids: Tensor, layout: Layout, compat: Compat, texts: Any, where: str
-) -> _Plan:
-    answer = token_ids[layout.answer_start :]
-    ids = torch.cat([token_ids[layout.prompt], answer])
-    places = torch.cat([layout.prompt, layout.answer_start - 1 + torch.arange(answer.numel())])
-    classes = ids
-    names = None
-    if compat == "official":
-        classes = ids.clone()
-        if layout.prompt.numel():
-            classes[0] = _predicted_token(hidden[layout.prompt[0]], classifier)
-        classes[layout.prompt.numel()] = token_ids[layout.answer_start - 1]
-        names = _check_texts(texts, ids.numel(), where)
-    elif texts is not None:
-        raise ValueError(f'texts{where}: expected only with compat="official", got it with compat={compat!r}')
-    return _Plan(layout, token_ids, ids, classes, places, names)
+@dataclass
+class Part:
+    """Some target tokens of one answer as the fused operator takes them (see ``finish_maps`` in ``_library``)."""
+
+    scores: Tensor  # (U, N) at the visual positions; the first K' rows are the context maps
+    activation_rows: Tensor  # (T,)
+    relevance: Tensor  # (T, K') summed over the context tokens of one class
+    text_relevance: Tensor  # (T, K) raw
+    text_length: Tensor  # (T,)
+    sizes: list[tuple[int, int]]
+    out: Results
+
+    @property
+    def elements(self) -> int:
+        """How much it holds and refers to."""
+        return self.scores.numel() + self.text_relevance.numel()
+
+
+def empty_results(targets: int, positions: int, context: int) -> Results:
+    """Allocate maps (T, N), text relevance (T, K), scale (T,) and flat (T,)."""
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return (
+        torch.empty((targets, positions), **options),
+        torch.empty((targets, context), **options),
+        torch.empty(targets, **options),
+        torch.empty(targets, dtype=torch.bool, device="cpu"),
+    )
+
+
+class _Answer:
+    """One answer, resolved to rows of its score matrix; M = n_p + T tokens are p_1..p_np, y_1..y_T."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        classifier: Tensor,
+        token_ids: _Integers,
+        layout: Layout,
+        compat: Compat,
+        texts: Any,
+        interference: bool,
+        where: str,
+    ) -> None:
+        prompt = layout.prompt.numpy()
+        ids = np.concatenate([token_ids[prompt], token_ids[layout.answer_start :]])
+        self._classifier, self._layout, self._interference, self._where = classifier, layout, interference, where
+        self._start = layout.answer_start - 1
+        self._states = hidden[self._start :]  # (T, C), the t-th predicts y_t
+        self._names = ids  # (M,) equal where tokens are the same word
+        classes = ids.tolist()  # (M,) classifier row that explains each token
+        if compat == "official":
+            if prompt.size:
+                classes[0] = _predicted_token(hidden[int(prompt[0])], classifier)
+            classes[prompt.size] = int(token_ids[self._start])
+            strings = _check_texts(texts, ids.size, where)
+            if strings is not None:
+                self._names = _first_appearance(strings)[1]
+        elif texts is not None:
+            raise ValueError(f'texts{where}: expected only with compat="official", got it with compat={compat!r}')
+        unique, self._rows = _first_appearance(classes)  # (U,), (M,)
+        check_classes(unique, classifier, where)
+        self._classes = np.array(unique, dtype=np.int64)
+        self._target_rows = self._rows[prompt.size :]  # (T,)
+        self._shifted = compat == "official" and prompt.size > 0
+        if self._shifted:
+            # The program shows p_1's map for y_1, on one scale with the whole prompt's relevance to it.
+            self._target_rows = self._target_rows.copy()
+            self._target_rows[0] = self._rows[0]
+        # All in one go, unless that would make many scores that nobody reads.
+        whole = self._classes.size * hidden.shape[0] <= _BLOCK
+        read = ContextScores(hidden if whole else hidden[: layout.answer_start], classifier, layout, where)
+        maps, self._words, after = read(self._classes)
+        self._after = after if whole else None  # (U, T)
+        self._scores = torch.from_numpy(maps)
+        self._results = empty_results(self._target_rows.size, maps.shape[1], ids.size - 1)
+        tokens = torch.from_numpy(ids)
+        self._maps = TokenActivationMaps(*self._results, tokens[:-1], tokens[prompt.size :], layout)
+
+    def parts(self) -> Iterator[Part]:
+        """Cut the answer into parts whose relevances are not too large to be made."""
+        targets = self._target_rows.size
+        step = max(_BLOCK // self._rows.size, 1)
+        for first in range(0, targets, step):
+            yield self._part(first, min(first + step, targets))
+
+    def _part(self, first: int, last: int) -> Part:
+        """Gather the relevances of targets first..last - 1, and sum those whose context maps are the same."""
+        n_p, some = self._words.shape[1], slice(first, last)
+        maps, relevance, scale, flat = self._results
+        rows = self._target_rows[some]
+        if self._after is not None:
+            scores = self._after[rows]
+        else:
+            classes = self._classes[rows]
+            scores = score(self._states[:last], self._classifier, classes)
+            check_finite(scores, self._start, self._states[:last], None, classes, self._where)
+        known = n_p + last - 1  # context of the last target
+        text = np.empty((last - first, relevance.shape[1]), dtype=np.float32)
+        text[:, :n_p] = self._words[rows]
+        text[:, n_p:known] = scores[:, : last - 1]
+        length = np.arange(n_p + first, n_p + last)
+        used = int(self._rows[:known].max()) + 1 if self._interference and known else 0
+        summed = torch.zeros((last - first, used), dtype=torch.float32, device="cpu")
+        if used:
+            # The target's own word is no part of its context (Eq. 4).
+            counted = self._names[:known] != self._names[n_p + first : n_p + last, None]
+            counted &= np.arange(known) < length[:, None]
+            if self._shifted and first == 0:
+                counted[0] = False
+            counting = torch.from_numpy(text[:, :known] * counted)
+            summed.index_add_(1, torch.from_numpy(self._rows[:known]), counting)
+        return Part(
+            self._scores,
+            torch.from_numpy(rows),
+            summed,
+            torch.from_numpy(text),
+            torch.from_numpy(length),
+            self._layout.sizes,
+            (maps[some], relevance[some], scale[some], flat[some]),
+        )
+
+    def finish(self) -> TokenActivationMaps:
+        """Return the maps, once the parts are finished."""
+        if self._shifted:
+            self._maps.relevance[0] = 0.0  # p_1's own context is empty; the prompt only set the scale
+        return self._maps
 
 
 def _check_texts(texts: Any, expected: int, where: str) -> list[str] | None:
@@ -197,89 +392,33 @@ def _predicted_token(state: Tensor, classifier: Tensor) -> int:
     return token
 
 
-@dataclass
-class FusedStep:
-    """What the fused operator takes for one answer (see ``finish_maps`` in ``_library``)."""
-
-    scores: Tensor  # (U, N) at the visual positions
-    activation_rows: Tensor  # (T,)
-    context_rows: Tensor  # (K',) distinct context classes
-    relevance: Tensor  # (T, K') summed over the context tokens of one class
-    text_relevance: Tensor  # (T, K) raw
-    text_length: Tensor  # (T,)
-
-
-def relevance_by_class(relevance: Tensor, rows: Tensor, classes: int) -> Tensor:
-    """Sum (T, K) relevances over context tokens of one class: (T, U). Tokens that share a class share their map."""
-    summed = torch.zeros((relevance.shape[0], classes), dtype=torch.float32)
-    return summed.index_add_(1, rows, relevance)
-
-
-def _step(plan: _Plan, scores: Tensor, *, official: bool, interference: bool) -> FusedStep:
-    """Gather relevances from the score matrix (U, S) and sum those whose context maps are the same."""
-    n_p, targets = plan.prompt_length, plan.targets
-    columns = torch.arange(n_p + targets - 1)
-    length = n_p + torch.arange(targets)
-    target_rows = plan.rows[n_p:].clone()
-    if official and n_p:
-        # The program shows p_1's map for y_1, on one scale with the whole prompt's relevance to it.
-        target_rows[0] = plan.rows[0]
-    text = scores[target_rows[:, None], plan.places[None, :-1]]  # (T, K)
-    context_length = length.clone()
-    if official and n_p:
-        context_length[0] = 0
-    relevance = text.masked_fill(_same_token(plan), 0.0)
-    relevance = relevance.masked_fill(columns[None] >= context_length[:, None], 0.0)
-    if not interference:
-        relevance = torch.zeros_like(relevance)
-    used = int(plan.rows[:-1].max()) + 1 if columns.numel() else 0
-    return FusedStep(
-        scores=visual_columns(scores, plan.layout.visual_positions),
-        activation_rows=target_rows,
-        context_rows=torch.arange(used),
-        relevance=relevance_by_class(relevance, plan.rows[:-1], used),
-        text_relevance=text,
-        text_length=length,
-    )
-
-
-def visual_columns(scores: Tensor, positions: Tensor) -> Tensor:
-    """Score matrix (U, S) at the visual positions: a view where they are one run, else a copy (U, N)."""
-    first, count = int(positions[0]), positions.numel()
-    if bool((positions[1:] - positions[:-1] == 1).all()):
-        return scores[:, first : first + count]
-    return scores.index_select(1, positions)
-
-
-def _flatten(layouts: Sequence[Layout]) -> tuple[list[int], list[int]]:
-    sizes = [side for layout in layouts for shape in layout.sizes for side in shape]
-    return sizes, [len(layout.grids) for layout in layouts]
-
-
-def _finish_paper(step: FusedStep, layout: Layout, kernel_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _finish_paper(part: Part, kernel_size: int) -> None:
     """Eq. 2 to the letter: subtract, filter (windows anchored top-left), ReLU; then Eq. 3."""
-    activation = step.scores[step.activation_rows]
-    context = step.scores[step.context_rows]
-    interference = (step.relevance @ context) / (step.relevance.sum(-1, keepdim=True) + 1e-8)
+    activation = part.scores[part.activation_rows]
+    context = part.scores[: part.relevance.shape[1]]
+    interference = (part.relevance @ context) / (part.relevance.sum(-1, keepdim=True) + 1e-8)
     scale = ops.least_squares_scale(activation, interference)
     residual = activation - scale[:, None] * interference
-    parts = []
-    for offset, (height, width) in zip(layout.offsets, layout.sizes, strict=False):
-        raster = residual[:, offset : offset + height * width].view(-1, height, width)
+    filtered = []
+    begin = 0
+    for height, width in part.sizes:
+        raster = residual[:, begin : begin + height * width].view(-1, height, width)
+        begin += height * width
         # Padding the bottom and the right only makes the centred window of a cell the one that begins at it.
         rows, columns = _reflect(height, kernel_size - 1), _reflect(width, kernel_size - 1)
         half = kernel_size // 2
-        filtered = ops.rank_gaussian_filter(raster[:, rows][:, :, columns], kernel_size)
-        parts.append(filtered[:, half : half + height, half : half + width].reshape(-1, height * width))
-    causal = torch.cat(parts, dim=1).relu()
-    beyond = torch.arange(step.text_relevance.shape[1])[None] >= step.text_length[:, None]
-    low = torch.cat([causal, step.text_relevance.masked_fill(beyond, float("inf"))], dim=1).amin(1)
-    high = torch.cat([causal, step.text_relevance.masked_fill(beyond, float("-inf"))], dim=1).amax(1)
+        padded = ops.rank_gaussian_filter(raster[:, rows][:, :, columns], kernel_size)
+        filtered.append(padded[:, half : half + height, half : half + width].reshape(-1, height * width))
+    causal = torch.cat(filtered, dim=1).relu()
+    beyond = torch.arange(part.text_relevance.shape[1])[None] >= part.text_length[:, None]
+    low = torch.cat([causal, part.text_relevance.masked_fill(beyond, float("inf"))], dim=1).amin(1)
+    high = torch.cat([causal, part.text_relevance.masked_fill(beyond, float("-inf"))], dim=1).amax(1)
     flat = low == high
     extent = torch.where(flat, torch.ones_like(low), high - low)[:, None]
     maps = ((causal - low[:, None]) / extent).masked_fill(flat[:, None], 0.0)
-    text = ((step.text_relevance - low[:, None]) / extent).masked_fill(beyond | flat[:, None], 0.0)
-    return maps, text, scale, flat
+    text = ((part.text_relevance - low[:, None]) / extent).masked_fill(beyond | flat[:, None], 0.0)
+    for place, value in zip(part.out, (maps, text, scale, flat), strict=True):
+        place.copy_(value)
 
 
 def _reflect(size: int, after: int) -> Tensor:
@@ -381,53 +520,42 @@ def activation_maps(
             ops._check_length(items, name, hidden, "hidden")
     weight = ops._check_matrix(classifier, "classifier", "(V, C)")
 
-    plans, steps = [], []
+    answers: list[_Answer] = []
+    pending: list[Part] = []
     for index, (states, ids, place) in enumerate(zip(hidden, token_ids, layout, strict=True)):
         where = f"[{index}]" if many else ""
         if not isinstance(place, Layout):
             raise TypeError(f"layout{where}: expected a Layout, got {type(place).__name__}")
-        rows = ops._check_matrix(states, f"hidden{where}", "(S, C)")
-        token_vector = _check_token_ids(ids, rows.shape[0], place, where)
-        plan = _plan(rows, weight, token_vector, place, compat, texts[index] if texts else None, where)
-        check_finite_states(rows, torch.cat([place.visual_positions, plan.places]).to(rows.device), where)
-        scores = ops.token_scores(rows, weight, plan.unique).cpu()
-        check_finite_scores(scores, plan.unique, torch.cat([place.visual_positions, plan.places[:-1]]), where)
-        plans.append(plan)
-        steps.append(_step(plan, scores, official=compat == "official", interference=interference))
-
-    results = finish(steps, [plan.layout for plan in plans], compat, kernel_size)
-    maps = [
-        TokenActivationMaps(*result, plan.ids[:-1], plan.ids[plan.prompt_length :], plan.layout)
-        for plan, result in zip(plans, results, strict=True)
-    ]
-    return maps if many else maps[0]
+        rows = check_states(states, weight, where)
+        vector = _check_token_ids(ids, rows.shape[0], place, where)
+        answer = _Answer(rows, weight, vector, place, compat, texts[index] if texts else None, interference, where)
+        answers.append(answer)
+        for part in answer.parts():
+            pending.append(part)
+            if sum(part.elements for part in pending) >= _BLOCK:
+                finish(pending, compat, kernel_size)
+                pending.clear()
+            del part  # nothing of it is kept while the next is made
+    finish(pending, compat, kernel_size)
+    results = [answer.finish() for answer in answers]
+    return results if many else results[0]
 
 
-def finish(
-    steps: Sequence[FusedStep], layouts: Sequence[Layout], compat: Compat, kernel_size: int
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Run the fused step: maps (T, N), text relevance (T, K), scale (T,) and flat (T,) of every answer."""
+def finish(parts: Sequence[Part], compat: Compat, kernel_size: int) -> None:
+    """Run the fused operator; results go to each part's ``out``."""
     if compat == "paper":
-        return [_finish_paper(step, layout, kernel_size) for step, layout in zip(steps, layouts, strict=True)]
-    if not steps:
-        return []
-    sizes, grids = _flatten(layouts)
-    official = compat == "official"
-    maps, text, scale, flat = torch.ops.tam_fast.finish_maps.default(
-        [step.scores for step in steps],
-        [step.activation_rows for step in steps],
-        [step.context_rows for step in steps],
-        [step.relevance for step in steps],
-        [step.text_relevance for step in steps],
-        [step.text_length for step in steps],
-        sizes,
-        grids,
-        kernel_size,
-        official,
-    )
-    if official:
-        # y_1 is shown with p_1's map, whose own context is empty; the prompt only set the scale.
-        for layout, relevance in zip(layouts, text, strict=True):
-            if layout.prompt.numel():
-                relevance[0] = 0.0
-    return list(zip(maps, text, scale, flat, strict=True))
+        for part in parts:
+            _finish_paper(part, kernel_size)
+    elif parts:
+        _backends.current().finish_maps(
+            [part.scores for part in parts],
+            [part.activation_rows for part in parts],
+            None,
+            [part.relevance for part in parts],
+            [part.text_relevance for part in parts],
+            [part.text_length for part in parts],
+            [part.sizes for part in parts],
+            kernel_size,
+            constant_window_nan=compat == "official",
+            out=[part.out for part in parts],
+        )

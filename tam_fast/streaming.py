@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tam_fast import ops
+from tam_fast import _backends, ops
+from tam_fast._backends import StepBuffers
 from tam_fast.layout import Layout
 from tam_fast.pipeline import (
-    FusedStep,
-    check_finite_scores,
+    ContextScores,
+    check_classes,
+    check_finite,
     check_finite_states,
-    finish,
-    relevance_by_class,
-    visual_columns,
+    check_states,
+    is_plain,
+    score,
 )
 
 __all__ = ["ActivationMapStream", "TokenMap"]
@@ -69,8 +73,8 @@ class ActivationMapStream:
 
     Notes
     -----
-    Keeps the prompt's states by reference, one row of states a generated token, and one row of scores (P,) a distinct
-    token.
+    Keeps the prompt's states by reference, one row of states a generated token, and one row of scores at the visual
+    positions and the prompt's text for each distinct token.
     """
 
     def __init__(
@@ -81,20 +85,19 @@ class ActivationMapStream:
         self._classifier = ops._check_matrix(classifier, "classifier", "(V, C)")
         self._kernel_size = ops._check_kernel_size(kernel_size)
         self._interference = interference
-        self._layout = layout
         ids = ops._index_tensor(prompt_ids, "prompt_ids", torch.device("cpu"))
         if ids.numel() != layout.answer_start:
             raise ValueError(f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}")
-        self._tokens: list[int] = ids[layout.prompt].tolist()  # context so far: p_1..p_np, y_1..y_i
+        self._layout = layout
+        self._positions = layout.visual_positions.numel()
+        self._prompt: list[int] = ids[layout.prompt].tolist()
         self._prefill: list[Tensor] = []
         self._prefill_rows = 0
-        self._answer = _Rows(self._classifier.shape[1], self._classifier)
-        self._row_of: dict[int, int] = {}  # token id -> row of the score matrix, in order of first appearance
-        self._rows: list[int] = []  # row of every token of the context
-        self._scores = _Rows(layout.answer_start, torch.empty(0, dtype=torch.float32))
+        self._context: _Context | None = None  # once the prompt's states are complete
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._tokens) - int(self._layout.prompt.numel())
+        return self._count
 
     def extend(self, hidden: Tensor) -> None:
         """Append final hidden states (n, C) of the next n positions: the prompt's, then the answer's.
@@ -102,41 +105,25 @@ class ActivationMapStream:
         Raises
         ------
         TypeError, ValueError
-            If the dtype or shape does not fit, or a state that will be read is NaN or Inf.
+            If the dtype, shape or device does not fit, or a state that will be read is NaN or Inf. Those of the prompt
+            are looked at when it is complete.
         """
-        rows = ops._check_matrix(hidden, "hidden", "(n, C)")
-        if rows.shape[1] != self._classifier.shape[1]:
-            raise ValueError(
-                f"hidden: expected C = {self._classifier.shape[1]} channels as in classifier, "
-                f"got shape {tuple(rows.shape)}"
-            )
+        rows = check_states(hidden, self._classifier, "")
+        if self._context is not None:
+            self._context.extend(rows)
+            return
         missing = self._layout.answer_start - self._prefill_rows
-        prompt, answer = rows[:missing], rows[missing:]
-        used = torch.cat(
-            [self._layout.visual_positions, self._layout.prompt, torch.tensor([self._layout.answer_start - 1])]
-        )
-        if prompt.shape[0]:
-            check_finite_states(prompt, (used - self._prefill_rows).to(rows.device), "")
-            self._prefill.append(prompt)
-            self._prefill_rows += prompt.shape[0]
-            if self._prefill_rows == self._layout.answer_start:
-                self._prefill = [torch.cat(self._prefill)] if len(self._prefill) > 1 else self._prefill
-                self._score(self._tokens)
-        if answer.shape[0]:
-            check_finite_states(answer, torch.arange(answer.shape[0], device=rows.device), "")
-            self._answer.append(answer)
-
-    def _score(self, tokens: Sequence[int]) -> None:
-        """Give every token a row of scores over the prompt's positions; new ones in one call."""
-        new = list(dict.fromkeys(token for token in tokens if token not in self._row_of))
-        if new:
-            scores = ops.token_scores(self._prefill[0], self._classifier, new).cpu()
-            positions = torch.cat([self._layout.visual_positions, self._layout.prompt])
-            check_finite_scores(scores, torch.tensor(new), positions, "")
-            for token in new:
-                self._row_of[token] = len(self._row_of)
-            self._scores.append(scores)
-        self._rows.extend(self._row_of[token] for token in tokens)
+        if rows.shape[0] < missing:
+            self._prefill.append(rows)
+            self._prefill_rows += rows.shape[0]
+            return
+        chunks = [*self._prefill, rows[:missing]]
+        prompt = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+        context = _Context(prompt, self._classifier, self._layout, self._prompt, self._interference, self._kernel_size)
+        context.extend(rows[missing:])
+        self._prefill.clear()
+        self._prefill_rows += missing
+        self._context = context
 
     def append(self, token_id: int) -> TokenMap:
         """Return the map of the next generated token.
@@ -146,60 +133,143 @@ class ActivationMapStream:
         Raises
         ------
         ValueError
-            If states are missing or the token id is not in the vocabulary.
+            If states are missing or the token id is not in the vocabulary, or a score is NaN or Inf.
         """
-        index, n_p = len(self), int(self._layout.prompt.numel())
-        have = self._prefill_rows + len(self._answer)
+        token, index, context = int(token_id), self._count, self._context
+        have = self._prefill_rows if context is None else self._layout.answer_start - 1 + context.states
         need = self._layout.answer_start + max(index - 1, 0)
-        if have < need:
+        if context is None or have < need:
             raise ValueError(
                 f"hidden: expected states of {need} positions before token {index}, got {have}: call extend()"
             )
-        self._score([int(token_id)])
-        row = self._rows[-1]
-        known = self._scores.view()[row]
-        parts = [known[self._layout.prompt]]
-        if index:
-            parts.append(known[-1:])
-        if index > 1:
-            answer = self._answer.view()[: index - 1]
-            parts.append(ops.token_scores(answer, self._classifier, [int(token_id)])[0].cpu())
-        text = torch.cat(parts)[None]  # (1, K)
-        context = torch.tensor(self._rows[:-1], dtype=torch.int64)
-        used = int(context.max()) + 1 if context.numel() else 0
-        # Two tokens are the same word exactly where they share a row.
-        relevance = text.masked_fill(context[None] == row, 0.0) if self._interference else torch.zeros_like(text)
-        step = FusedStep(
-            scores=visual_columns(self._scores.view(), self._layout.visual_positions),
-            activation_rows=torch.tensor([row]),
-            context_rows=torch.arange(used),
-            relevance=relevance_by_class(relevance, context, used),
-            text_relevance=text,
-            text_length=torch.tensor([n_p + index]),
+        found = torch.empty(self._positions, dtype=torch.float32, device="cpu")
+        shown = torch.empty(len(self._prompt) + index, dtype=torch.float32, device="cpu")
+        scale, flat = context.append(token, (found, shown))
+        self._count += 1
+        return TokenMap(token, index, found, shown, scale, flat)
+
+
+class _Context:
+    """The context of the next token: states, scores and relevances, in buffers that double when they are full."""
+
+    def __init__(
+        self,
+        prompt: Tensor,
+        classifier: Tensor,
+        layout: Layout,
+        prompt_tokens: list[int],
+        interference: bool,
+        kernel_size: int,
+    ) -> None:
+        self._classifier = classifier
+        self._sizes, self._interference, self._kernel_size = layout.sizes, interference, kernel_size
+        self._start = layout.answer_start - 1
+        self._scores = ContextScores(prompt, classifier, layout, "")
+        self._plain = is_plain(prompt) and is_plain(classifier)
+        # States from the prompt's last position on, which predict the answer's tokens.
+        self._states = prompt.new_empty((0, prompt.shape[1]))
+        self.states = 0
+        classes = list(dict.fromkeys(prompt_tokens))
+        check_classes(classes, classifier, "")
+        maps, words, _ = self._scores(np.array(classes, dtype=np.int64))
+        self._row_of = {token: row for row, token in enumerate(classes)}  # token id -> row of its scores
+        self._words = words  # (capacity, n_p), scores of every row at the prompt's text
+        self._rows = np.array([self._row_of[token] for token in prompt_tokens], dtype=np.int64)  # (capacity,)
+        self._length = len(prompt_tokens)
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        single: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        self._buffers = StepBuffers(
+            token=torch.empty(1, **whole),
+            scores=torch.empty(self._scores.states.shape[0], **single),
+            maps=torch.from_numpy(maps),
+            row=torch.empty(1, **whole),
+            relevance=torch.empty(len(classes), **single),
+            text=torch.empty(self._length, **single),
+            length=torch.empty(1, **whole),
+            scale=torch.empty(1, **single),
+            flat=torch.empty(1, dtype=torch.bool, device="cpu"),
         )
-        maps, shown, scale, flat = finish([step], [self._layout], None, self._kernel_size)[0]
-        self._tokens.append(int(token_id))
-        return TokenMap(int(token_id), index, maps[0], shown[0], float(scale[0]), bool(flat[0]))
+        self._look()
+        self.extend(prompt[-1:])
+
+    def _look(self) -> None:
+        """Look at the buffers through numpy, which is quicker to write a little with."""
+        b = self._buffers
+        self._token, self._row, self._count = b.token.numpy(), b.row.numpy(), b.length.numpy()
+        self._scale, self._flat = b.scale.numpy(), b.flat.numpy()
+        self._found, self._maps = b.scores.numpy(), b.maps.numpy()
+        self._text, self._relevance = b.text.numpy(), b.relevance.numpy()
+
+    def _reserve(self) -> None:
+        """Make room for one more token."""
+        b, length, classes = self._buffers, self._length, len(self._row_of)
+        if length == self._rows.size:
+            self._rows = _grown(self._rows, length)
+            b.text = torch.from_numpy(_grown(self._text, 0))
+            self._look()
+        if classes == self._maps.shape[0]:
+            self._words = _grown(self._words, classes)
+            b.maps = torch.from_numpy(_grown(self._maps, classes))
+            b.relevance = torch.from_numpy(_grown(self._relevance, 0))
+            self._look()
+
+    def extend(self, rows: Tensor) -> None:
+        """Take over states (n, C)."""
+        count = rows.shape[0]
+        if rows.dtype != self._states.dtype:
+            raise TypeError(f"hidden: expected {self._states.dtype} as before, got {rows.dtype}")
+        # The sum of one row is soon looked at.
+        if count and not (count == 1 and math.isfinite(rows.sum().item())):
+            check_finite_states(rows, np.arange(count), "", self._start + self.states)
+        total = self.states + count
+        if total > self._states.shape[0]:
+            grown = self._states.new_empty((max(total, 2 * self._states.shape[0], 16), self._states.shape[1]))
+            grown[: self.states] = self._states[: self.states]
+            self._states = grown
+        self._states[self.states : total] = rows
+        self.states = total
+
+    def append(self, token: int, out: tuple[Tensor, Tensor]) -> tuple[float, bool]:
+        """Make the map (N,) and the relevance (K,) of the next token; return its scale and whether it is flat."""
+        self._reserve()
+        backend, b = _backends.current(), self._buffers
+        length, used, begin = self._length, len(self._row_of), self._words.shape[1]
+        index = length - begin
+        row = self._row_of.get(token)
+        self._token[0] = token
+        if row is None:
+            check_classes([token], self._classifier, "")
+        prompt = self._scores.states if row is None else None
+        if self._plain:
+            backend.step_scores(b, self._classifier, prompt, self._states, index, begin)
+        else:
+            if prompt is not None:
+                self._found[:] = score(prompt, self._classifier, self._token)[0]
+            if index:
+                self._text[begin:length] = score(self._states[:index], self._classifier, self._token)[0]
+        if row is None:
+            row = used
+            maps, words, _ = self._scores.read(self._found[None], self._token)
+            self._maps[row], self._words[row] = maps[0], words[0]
+        text = self._text[:length]
+        text[:begin] = self._words[row]
+        check_finite(text[None, begin:], self._start, None, None, self._token, "")
+        classes = used if self._interference else 0
+        if classes:
+            # Two tokens are the same word exactly where they share a row.
+            context = self._rows[:length]
+            relevance = self._relevance[:classes]
+            relevance[:] = 0
+            np.add.at(relevance, context, text * (context != row))
+        self._row[0], self._count[0] = row, length
+        backend.step_maps(b, classes, length, self._sizes, self._kernel_size, out)
+        self._row_of[token] = self._rows[length] = row
+        self._length += 1
+        return float(self._scale[0]), bool(self._flat[0])
 
 
-class _Rows:
-    """A matrix that grows by rows, (n, width), doubling its storage."""
-
-    def __init__(self, width: int, like: Tensor) -> None:
-        self._data = like.new_empty((0, width))
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, rows: Tensor) -> None:
-        total = self._count + rows.shape[0]
-        if total > self._data.shape[0] or rows.dtype != self._data.dtype:
-            grown = rows.new_empty((max(total, 2 * self._data.shape[0], 16), self._data.shape[1]))
-            grown[: self._count] = self._data[: self._count]
-            self._data = grown
-        self._data[self._count : total] = rows
-        self._count = total
-
-    def view(self) -> Tensor:
-        return self._data[: self._count]
+def _grown(array: NDArray[Any], used: int) -> NDArray[Any]:
+    """Copy the first rows of an array to one of twice its size."""
+    grown = np.empty((max(2 * array.shape[0], 16), *array.shape[1:]), dtype=array.dtype)
+    grown[:used] = array[:used]
+    return grown

@@ -124,8 +124,8 @@ def test_rank_gaussian_filter_bits_of_large_maps(shape: tuple[int, int]) -> None
     on_any_number_of_threads(lambda: cpu.rank_gaussian_filter(maps, 3))
 
 
-# Rows shorter and longer than a vector, just below and above the width at which rows are worked on by themselves, with and
-# without a part of a vector at their end; maps cut into strips, and into columns as well.
+# Rows shorter and longer than a vector, with and without a part of one at their end; maps cut into strips, and into
+# columns as well.
 PLAIN_SHAPES = [
     *[(3, width) for width in (8, 9, 15, 16, 17, 18, 31, 32, 36)],
     *[(height, 24) for height in (1, 2, 3, 4, 7, 200)],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -169,6 +171,127 @@ def test_stream_gives_the_same_bits(explainer):
         next(stream)
     assert set(stream.explanation.elapsed) == {"prepare", "generate", "maps", "total"}
     assert hooks(explainer.model) == 0
+
+
+# What nobody asks for -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Count tokens that were decoded, maps that were made one by one, and answers whose maps were made together."""
+    done = {"decoded": 0, "single": 0, "whole": 0}
+
+    def counting(owner, name, key):
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            done[key] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    counting(tam_fast.explainer._Writer, "_append", "decoded")
+    counting(tam_fast.ActivationMapStream, "append", "single")
+    counting(tam_fast.explainer, "activation_maps", "whole")
+    return done
+
+
+def assert_step(step, e):
+    index = step.index
+    assert torch.equal(step.map, e.maps.maps[index])
+    assert torch.equal(step.relevance, e.relevance[index, : e.layout.prompt.numel() + index])
+    assert (step.scale, step.flat) == (float(e.maps.scale[index]), bool(e.maps.flat[index]))
+    assert (step.token, step.token_id) == (e.tokens[index], e.token_ids[index])
+    assert step.candidates == e.candidates[index]
+
+
+def test_steps_do_no_work_until_they_are_read(explainer, work):
+    e = explainer.explain(picture(), PROMPT, **GREEDY)
+    texts = [step.text for step in explainer.stream(picture(), PROMPT, **GREEDY)]
+    assert texts[-1] == e.text
+    work.update(decoded=0, single=0, whole=0)
+    stream = explainer.stream(picture(), PROMPT, **GREEDY)
+    steps = []
+    for step in stream:
+        steps.append(step)
+        assert work == {"decoded": 0, "single": 0, "whole": 0}
+    assert work == {"decoded": 0, "single": 0, "whole": 1}, "maps that nobody has read are made together"
+    assert_step(steps[2], e)
+    assert work == {"decoded": 3, "single": 0, "whole": 1}
+    assert_same(stream.explanation, e)
+    for step, text in zip(steps, texts, strict=True):
+        assert_step(step, e)
+        assert step.text == text, "as it was then"
+
+
+@pytest.mark.parametrize("read", [{0}, {1, 2}, {3}, {0, 5, 7}, set(range(8))], ids=str)
+def test_any_steps_may_be_read_at_once_and_the_others_later(qwen, work, read):
+    e = qwen.explain(picture(), PROMPT, **GREEDY)
+    stream = qwen.stream(picture(), PROMPT, **GREEDY)
+    steps = []
+    for step in stream:
+        steps.append(step)
+        if step.index in read:
+            assert_step(step, e)
+            assert work["single"] == step.index + 1
+    assert len(steps) == STEPS
+    assert_same(stream.explanation, e)
+    for step in steps:
+        assert_step(step, e)
+    assert work["single"] == STEPS
+
+
+@pytest.mark.parametrize("end", ["close", "drop", "error", "finish"])
+def test_steps_outlive_the_stream_but_keep_no_states(qwen, end, monkeypatch):
+    e = qwen.explain(picture(), PROMPT, **GREEDY)
+    made, handles = [], []
+    handles.append(
+        qwen.model.get_decoder().register_forward_hook(
+            lambda module, args, output: made.append(StorageWeakRef(output.last_hidden_state.untyped_storage()))
+        )
+    )
+    if end == "error":
+        handles.append(failing(qwen.model, 5))
+    try:
+        stream = qwen.stream(picture(), PROMPT, **GREEDY)
+        steps = [next(stream) for _ in range(4)]
+        if end == "close":
+            stream.close()
+        elif end == "error":
+            with pytest.raises(ZeroDivisionError):
+                next(stream)
+        elif end == "finish":
+            steps += stream
+        del stream
+    finally:
+        for handle in handles:
+            handle.remove()
+    gc.collect()
+    assert made
+    assert all(storage.expired() for storage in made)
+    for step in steps:
+        assert_step(step, e)
+        assert step.text == e.text[: e.offsets[step.index][1]] or "\N{REPLACEMENT CHARACTER}" in step.text
+    assert hooks(qwen.model) == 0
+
+
+def test_a_step_travels_without_its_stream(qwen):
+    e = qwen.explain(picture(), PROMPT, **GREEDY)
+    stream = qwen.stream(picture(), PROMPT, **GREEDY)
+    steps = [pickle.loads(pickle.dumps(step)) for step in stream]
+    for step in steps:
+        assert_step(step, e)
+        assert torch.equal(step.grid(0), e.maps.grid(step.index, 0))
+
+
+def test_steps_are_read_by_other_threads_while_the_loop_goes_on(qwen):
+    e = qwen.explain(picture(), PROMPT, **GREEDY)
+    with ThreadPoolExecutor(4) as pool:
+        stream = qwen.stream(picture(), PROMPT, **GREEDY)
+        checks = [pool.submit(assert_step, step, e) for step in stream for _ in range(3)]
+        for check in checks:
+            check.result()
+    assert_same(stream.explanation, e)
 
 
 @pytest.mark.parametrize("compat", ["official", "paper"])
@@ -379,8 +502,21 @@ def test_states_that_are_not_finite_are_named(qwen):
             weight[0] = float("nan")
         with pytest.raises(ValueError, match="NaN or Inf"):
             qwen.explain(picture(), PROMPT, answer="the dog")
-        with pytest.raises(ValueError, match="NaN or Inf"):
+        with pytest.raises(ValueError, match=r"NaN or Inf at position \d+"):
             list(qwen.stream(picture(), PROMPT, **GREEDY))
+        stream = qwen.stream(picture(), PROMPT, **GREEDY)
+        step = next(stream)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"NaN or Inf at position \d+"):
+                _ = step.map
+        with pytest.raises(ValueError, match=r"NaN or Inf at position \d+"):
+            list(stream)
+        with pytest.raises(RuntimeError, match="failed"):
+            _ = stream.explanation
+        step = next(stream := qwen.stream(picture(), PROMPT, **GREEDY))
+        stream.close()
+        with pytest.raises(ValueError, match=r"NaN or Inf at position \d+"):
+            _ = step.scale
     finally:
         with torch.no_grad():
             weight.copy_(kept)
@@ -554,7 +690,7 @@ def test_no_logits_but_those_of_generate(qwen, watched):
     vocabulary = len(qwen.processor.tokenizer)
     with Watch() as watch:
         e = qwen.explain(image, PROMPT, **GREEDY)
-    assert watch.logits(vocabulary) == 1
+    assert watch.logits(vocabulary) <= len(e) < positions, "those of a few steps, for their candidates"
     with Watch() as watch:
         qwen.explain(image, PROMPT, answer=e.token_ids)
     assert watch.logits(vocabulary) == len(e), "those of the answer, for its candidates"
@@ -647,8 +783,8 @@ def test_peak_memory_against_generate(way, monkeypatch):
         assert watch.peak - plain.peak <= states
         assert len(watch.steps) == len(plain.steps) == STEPS
         excess[layers] = [more - less for more, less in zip(watch.steps, plain.steps, strict=True)]
-        # Three candidates a step and a few scalars; a stream also has the maps so far and a score row for each word.
-        others = 4096 if way == "explain" else 4096 + (STEPS + 16) * output.shape[1] * 4
+        # Three candidates a step, the logits of a few steps, and some scalars.
+        others = 4096 + 2**14
         assert max(excess[layers]) <= states + others, "more than the rows of final states is alive while generating"
         assert min(excess[layers]) >= states // 2, "the watch saw nothing"
     assert abs(max(excess[6]) - max(excess[2])) < 4096, "another layer's states would show here"

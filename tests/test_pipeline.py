@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import oracle
 import pytest
 import tolerances
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tam_fast
-from tam_fast import _C, Grid, Layout
+from tam_fast import _C, Grid, Layout, pipeline
 
 
 class Case:
@@ -274,6 +280,117 @@ def test_streaming_without_states_is_refused() -> None:
         tam_fast.ActivationMapStream(case.classifier, case.layout, [1, 2])
 
 
+def test_streaming_states_of_another_dtype_are_refused() -> None:
+    case = Case([(4, 5)])
+    maps = tam_fast.ActivationMapStream(case.classifier, case.layout, case.token_ids[: case.answer_start])
+    maps.extend(case.hidden[: case.answer_start])
+    with pytest.raises(TypeError, match=r"hidden: expected torch.float32 as before, got torch.float64"):
+        maps.extend(case.hidden[case.answer_start :].double())
+
+
+@pytest.mark.parametrize("compat", [None, "official"])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_parts_of_an_answer_are_the_answer(
+    monkeypatch: pytest.MonkeyPatch, compat: str | None, interleaved: bool
+) -> None:
+    """However few relevances are made at a time, and whether the answer is scored with the prompt or on its own."""
+    case = Case([(5, 6), (4, 4)], n_p=9, n_t=33, v=25, interleaved=interleaved)
+    whole = case.maps(compat=compat)
+    for block in (1, 97, 1000):
+        monkeypatch.setattr(pipeline, "_BLOCK", block)
+        parts = case.maps(compat=compat)
+        for name in ("maps", "relevance", "scale", "flat"):
+            assert np.array_equal(getattr(parts, name), getattr(whole, name), equal_nan=name == "maps"), name
+
+
+class Watch(TorchDispatchMode):
+    """Count torch's operations, the largest tensor that one computes with, and the bytes that are alive together."""
+
+    FREE = (
+        "empty",
+        "new_empty",
+        "lift_fresh",
+        "view",
+        "slice",
+        "select",
+        "detach",
+        "unsqueeze",
+        "as_strided",
+        "alias",
+        "ones",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.largest = 0
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        self.operations += 1
+        name = str(function).removeprefix("aten.")
+        taken = [value for value in torch.utils._pytree.tree_leaves(args) if isinstance(value, torch.Tensor)]
+        made = [value for value in torch.utils._pytree.tree_leaves(output) if isinstance(value, torch.Tensor)]
+        if not name.startswith(self.FREE):
+            self.largest = max(self.largest, *(value.numel() for value in taken + made))
+        for value in made:
+            storage = value.untyped_storage()
+            # Those of numpy's arrays are not torch's.
+            if storage._cdata not in {other.untyped_storage()._cdata for other in taken}:
+                self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return output
+
+
+GRAIN = 32768  # elements from which on torch hands work to its threads
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_no_work_for_the_threads_of_torch(interleaved: bool) -> None:
+    """A second pool, which spins between its jobs, would take the processor from ours."""
+    case = Case([(40, 40), (40, 41)], n_p=60, n_t=90, c=64, v=300, interleaved=interleaved)
+    with Watch() as watch:
+        case.maps()
+    assert watch.largest < GRAIN < case.hidden.numel()
+    assert watch.operations <= 40
+    prefill = case.answer_start
+    maps = tam_fast.ActivationMapStream(case.classifier, case.layout, case.token_ids[:prefill])
+    with Watch() as watch:
+        maps.extend(case.hidden[:prefill])
+        maps.append(int(case.token_ids[prefill]))
+    assert watch.largest < GRAIN
+    with Watch() as watch:
+        for t in range(1, 90):
+            maps.extend(case.hidden[prefill + t - 1 : prefill + t])
+            maps.append(int(case.token_ids[prefill + t]))
+    assert watch.largest < GRAIN
+    assert watch.operations <= 10 * 89, "a token costs few operations"
+
+
+def peak(function: Callable[[], object]) -> int:
+    """Largest number of bytes that torch's tensors and numpy's arrays take together, at most."""
+    tracemalloc.start()
+    try:
+        with Watch() as watch:
+            function()
+        return watch.peak + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_peak_memory_of_a_long_answer(interleaved: bool) -> None:
+    """Beyond maps, relevances and the context's scores there are a few blocks, however long answer and video are."""
+    case = Case([(50, 60)] * 2, n_p=20, n_t=900, c=4, v=4000, interleaved=interleaved)
+    distinct = len(set(case.token_ids[case.layout.prompt].tolist() + case.token_ids[case.answer_start :].tolist()))
+    needed = 4 * (900 * 6000 + 900 * 919 + distinct * case.answer_start)
+    case.maps()
+    assert peak(case.maps) <= needed + 6 * 4 * pipeline._BLOCK
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_state_is_named(bad: float) -> None:
     case = Case([(4, 5)])
@@ -289,6 +406,31 @@ def test_a_bad_state_is_named(bad: float) -> None:
     assert torch.equal(unread.maps().maps, case.maps().maps)
 
 
+def test_a_bad_state_that_no_score_shows_is_named() -> None:
+    """Where Inf meets negative weights alone, every score is 0."""
+    case = Case([(4, 5)])
+    case.classifier[:, 3] = -1
+    case.classifier[:, 4] = 1
+    for position in (int(case.layout.visual_positions[7]), int(case.layout.prompt[2]), case.answer_start + 1):
+        kept = case.hidden[position].clone()
+        case.hidden[position, 4] = float("-inf")
+        for attempt in (case.maps, lambda: stream(case)):
+            with pytest.raises(ValueError, match=f"hidden: .* NaN or Inf at position {position}$"):
+                attempt()
+        case.hidden[position] = kept
+    case.maps()
+
+
+def test_positions_without_a_score_are_no_error() -> None:
+    case = Case([(4, 5)], c=8)
+    case.hidden[case.layout.visual_positions] = -case.classifier.abs().amax(0) * 100
+    case.classifier.abs_()
+    got = case.maps()
+    assert torch.isfinite(got.maps).all()
+    for t, step in enumerate(stream(case)):
+        assert torch.equal(step.map, got.maps[t])
+
+
 def test_a_bad_classifier_row_is_named() -> None:
     case = Case([(4, 5)])
     token = int(case.token_ids[case.answer_start])
@@ -297,13 +439,50 @@ def test_a_bad_classifier_row_is_named() -> None:
         ValueError, match=f"classifier: expected finite scores, got nan for token id {token} at position"
     ):
         case.maps()
+    with pytest.raises(ValueError, match=f"got nan for token id {token} at position"):
+        stream(case)
 
 
 def test_huge_finite_states_are_no_error() -> None:
     case = Case([(4, 5)])
     case.hidden *= 2.0**120
     case.classifier *= 2.0**-60
-    assert torch.isfinite(case.maps().maps).all()
+    maps = case.maps().maps
+    assert torch.isfinite(maps).all()
+    for t, step in enumerate(stream(case)):
+        assert torch.equal(step.map, maps[t])
+
+
+def test_a_score_that_overflows_is_named() -> None:
+    case = Case([(4, 5)], n_t=6, v=90, seed=3)
+    token, position = int(case.token_ids[-1]), case.answer_start + 2
+    assert (case.token_ids == token).sum() == 1
+    case.hidden[position] = case.classifier[token] * 2.0**100
+    case.classifier[token] *= 2.0**60
+    for attempt in (case.maps, lambda: stream(case)):
+        with pytest.raises(ValueError, match=f"got inf for token id {token} at position {position} "):
+            attempt()
+
+
+def test_tensors_that_require_grad() -> None:
+    case = Case([(4, 5)])
+    expected = case.maps()
+    case.hidden.requires_grad_()
+    case.classifier = torch.nn.Parameter(case.classifier)
+    assert torch.equal(case.maps().maps, expected.maps)
+    for t, step in enumerate(stream(case)):
+        assert torch.equal(step.map, expected.maps[t])
+        assert not step.map.requires_grad
+
+
+def test_negated_views_are_read_as_what_they_are() -> None:
+    case = Case([(4, 5)])
+    expected = case.maps()
+    case.hidden = torch.complex(torch.zeros_like(case.hidden), -case.hidden).conj().imag
+    assert case.hidden.is_neg()
+    assert torch.equal(case.maps().maps, expected.maps)
+    for t, step in enumerate(stream(case)):
+        assert torch.equal(step.map, expected.maps[t])
 
 
 @pytest.mark.parametrize(

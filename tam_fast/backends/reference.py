@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
+from tam_fast._backends import StepBuffers
+
 Array = NDArray[np.float64]
 Minimiser = Literal["scalar", "bfgs"]
 
@@ -138,7 +140,7 @@ def estimated_causal_inference(
 def finish_maps(
     scores: list[Tensor],
     activation_rows: list[Tensor],
-    context_rows: list[Tensor],
+    context_rows: list[Tensor] | None,
     relevance: list[Tensor],
     text_relevance: list[Tensor],
     text_length: list[Tensor],
@@ -146,13 +148,15 @@ def finish_maps(
     kernel_size: int,
     *,
     constant_window_nan: bool = False,
+    out: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Causal inference, joint normalisation with the text (Eq. 3) and filter of whole answers."""
     results: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] = ([], [], [], [])
     for item, sizes in enumerate(grids):
         rows = _array(scores[item])
-        context = rows[context_rows[item].numpy()]
+        context = rows if context_rows is None else rows[context_rows[item].numpy()]
         weights, text = _array(relevance[item]), _array(text_relevance[item])
+        context = context[: weights.shape[1]]
         targets = activation_rows[item].tolist()
         maps, shown = np.zeros((len(targets), rows.shape[1])), np.zeros(text.shape)
         scale, flat = np.zeros(len(targets)), np.zeros(len(targets), dtype=bool)
@@ -174,7 +178,36 @@ def finish_maps(
         for collected, value in zip(results[:3], (maps, shown, scale), strict=True):
             collected.append(_float32(value))
         results[3].append(torch.from_numpy(flat))
+    if out is not None:
+        for item, places in enumerate(out):
+            for place, found in zip(places, results, strict=True):
+                place.copy_(found[item])
     return results
+
+
+def step_scores(
+    buffers: StepBuffers, classifier: Tensor, prompt: Tensor | None, states: Tensor, count: int, begin: int
+) -> None:
+    """Score one more token of a stream: token_scores."""
+    if prompt is not None:
+        buffers.scores.copy_(token_scores([prompt], classifier, [buffers.token])[0][0])
+    if count:
+        buffers.text[begin : begin + count] = token_scores([states[:count]], classifier, [buffers.token])[0][0]
+
+
+def step_maps(
+    buffers: StepBuffers,
+    classes: int,
+    length: int,
+    sizes: list[tuple[int, int]],
+    kernel_size: int,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    """Finish the map of one more token of a stream: finish_maps."""
+    b = buffers
+    relevance, text = b.relevance[None, :classes], b.text[None, :length]
+    places = [(out[0][None], out[1][None], b.scale, b.flat)]
+    finish_maps([b.maps], [b.row], None, [relevance], [text], [b.length], [sizes], kernel_size, out=places)
 
 
 def info() -> dict[str, Any]:
