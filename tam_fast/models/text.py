@@ -69,20 +69,27 @@ class TextDecoder:
         if token_id in self._special:
             name = self._tokenizer.convert_ids_to_tokens(token_id)
             return name if isinstance(name, str) else f"<{token_id}>"
-        grown = self._decode([*self._window, *(pending for _, pending in self._pending), token_id])
+        return self._piece(token_id, self._grown(token_id))
+
+    def _grown(self, token_id: int) -> str:
+        """Decode the window with one more token."""
+        return self._decode([*self._window, *(pending for _, pending in self._pending), token_id])
+
+    def _piece(self, token_id: int, grown: str) -> str:
         piece = grown[_common(self._shown, grown) :]
         return self._decode([token_id]) if piece.endswith(_REPLACEMENT) or not piece else piece
 
     def append(self, token_id: int) -> str:
         """Add the next token; return its piece."""
-        piece = self.peek(token_id)
-        self.pieces.append(piece)
         index, end = len(self.offsets), len(self._text)
         if token_id in self._special:
+            self.pieces.append(self.peek(token_id))
             self.offsets.append((end, end))
-            return piece
+            return self.pieces[-1]
+        grown = self._grown(token_id)
+        piece = self._piece(token_id, grown)
+        self.pieces.append(piece)
         self._pending.append((index, token_id))
-        grown = self._decode([*self._window, *(pending for _, pending in self._pending)])
         if grown.endswith(_REPLACEMENT) and len(self._pending) < _BYTES:
             self.offsets.append((end, end + 1))
             return piece
