@@ -485,13 +485,18 @@ struct Pipeline {
         }
     }
 
-    template <bool Columns, bool Sorts, int... Step>
+    // Of the stages behind the network, those that still have work: Left is 3, or less at the end.
+    template <bool Columns, bool Sorts, int Left, int... Step>
     TAM_INLINE void run_steps(Pipeline& p, std::integer_sequence<int, Step...>) {
         const auto step = [&](auto number) TAM_ALWAYS_INLINE {
             constexpr int kStep = decltype(number)::value;
-            find_exponent<kStep>(p);
+            if constexpr (Left > 2) {
+                find_exponent<kStep>(p);
+            }
             blend<kStep>(p);
-            find_weight<kStep>(p);
+            if constexpr (Left > 1) {
+                find_weight<kStep>(p);
+            }
             if constexpr (Sorts) {
                 sort<kStep>(p);
             }
@@ -526,7 +531,7 @@ struct Pipeline {
             p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
             p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
             p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
-            run_steps<false, Sorts>(p, std::make_integer_sequence<int, kSteps>{});
+            run_steps<false, Sorts, 3>(p, std::make_integer_sequence<int, kSteps>{});
             p.square = p.next_square;
             p.exponent = p.next_exponent;
             p.weight = p.power;
@@ -568,8 +573,9 @@ struct Pipeline {
             place(number);
             run_column_steps(p, std::make_integer_sequence<int, kSteps>{});
         }
-        const auto advance = [&](std::int64_t number, auto sorts) TAM_ALWAYS_INLINE {
-            constexpr bool kSorts = decltype(sorts)::value;
+        const auto advance = [&](std::int64_t number, auto left) TAM_ALWAYS_INLINE {
+            constexpr int kLeft = decltype(left)::value;  // stages, the network among them
+            constexpr bool kSorts = kLeft > 3;
             place(number + kAhead);
             const std::int64_t at = number & (kRing - 1);
             p.columns = reinterpret_cast<const std::int32_t*>(memory) + at * kLanes;
@@ -577,7 +583,7 @@ struct Pipeline {
             p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
             p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
             p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
-            run_steps<kSorts, kSorts>(p, std::make_integer_sequence<int, kSteps>{});
+            run_steps<kSorts, kSorts, kLeft>(p, std::make_integer_sequence<int, kSteps>{});
             p.square = p.next_square;
             p.exponent = p.next_exponent;
             p.weight = p.power;
@@ -593,11 +599,12 @@ struct Pipeline {
             }
         };
         for (std::int64_t number = 0; number < vectors; ++number) {
-            advance(number, std::true_type{});
+            advance(number, std::integral_constant<int, 4>{});
         }
-        for (std::int64_t number = vectors; number < vectors + kDepth; ++number) {
-            advance(number, std::false_type{});
-        }
+        advance(vectors, std::integral_constant<int, 3>{});
+        advance(vectors + 1, std::integral_constant<int, 2>{});
+        advance(vectors + 2, std::integral_constant<int, 1>{});
+        static_assert(kDepth == 3);
     }
 
     // Not inlined, so that the registers are the loop's alone.
@@ -1193,6 +1200,7 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* 
 // How many floats to leave before a padded stream of rows so that its rows are not read where, modulo 4096 bytes, results
 // have just been stored: such loads wait. Results run up to six vectors behind, and fall back by a gap a row.
 constexpr std::int64_t kPageFloats = 1024;
+constexpr std::int64_t kManyPixels = 1024;  // for which this is worth its while
 
 inline std::int64_t distance_from(const float* results, const float* rows, std::int64_t pitch, std::int64_t height) {
     constexpr std::int64_t kBehind = 6 * kLanes;
@@ -1217,6 +1225,7 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     constexpr int kRadius = K / 2;
     const std::int64_t pitch = map.width + 2 * kRadius;
     const std::int64_t height = tile.row_end - tile.row_begin;
+    const std::int64_t count = height * map.width;
     const std::int64_t used = (height + 2 * kRadius) * pitch;
     const std::int64_t slack = 6 * kLanes;
     float* const memory = static_cast<float*>(scratch(
@@ -1227,7 +1236,7 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     // Stores that cross cache lines are slow: the rows that the map fills are aligned.
     const std::int64_t reflected = most(kRadius - tile.row_begin, 0) * pitch;
     float* const padded = memory + S::kMemory + (round_up(reflected, kLanes) - reflected) +
-                          distance_from(to, memory + S::kMemory, pitch, height);
+                          (count >= kManyPixels ? distance_from(to, memory + S::kMemory, pitch, height) : 0);
     if (!fill_plain<kRadius, Format>(map, tile, padded)) {
         return false;
     }
@@ -1236,7 +1245,6 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
     }
     const S stream{plan, kPlainScale, 0.5f / kPlainScale, pitch, memory};
     const std::int64_t length = height * pitch - 2 * kRadius;
-    const std::int64_t count = height * map.width;
     const std::int64_t offset = tile.row_begin * map.width;
     stream.filter_stream(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
     if constexpr (sizeof(typename Format::Storage) != sizeof(float)) {
