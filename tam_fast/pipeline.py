@@ -506,7 +506,8 @@ def activation_maps(
     Notes
     -----
     Scores accumulate in float32, scales in float64. The bits do not depend on the instruction set, the number of
-    threads or the other answers of the call. Cost and memory are linear in the distinct tokens and in S.
+    threads or the other answers of the call. Cost and memory are linear in S; in the tokens there is a square part, of
+    targets by context.
     """
     if compat not in _COMPATS:
         raise ValueError(f"compat: expected None, 'official' or 'paper', got {compat!r}")

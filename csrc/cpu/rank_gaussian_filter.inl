@@ -228,7 +228,6 @@ TAM_INLINE V load_some(const T* from, std::int64_t count) {
 // Where the windows of a stream go, vector after vector: in place, or without the gaps to where the rows are wanted.
 template <class Scalar>
 struct InPlace {
-    static constexpr bool kApart = false;
     Scalar* to;
 
     template <class F>
@@ -242,7 +241,6 @@ struct InPlace {
 
 template <int Radius>
 struct Gathered {
-    static constexpr bool kApart = false;
     float* to;
     const float* end;
     std::int64_t to_gap;  // at first the width of a row
@@ -512,10 +510,27 @@ struct Pipeline {
         (sort_columns<Step>(p), ...);
     }
 
-    // The vectors of `count` windows. Sorts is false for the last ones, when only the other stages still have work.
+    // All stages by one vector; the result is that of the vector kDepth before `number`. Left as above, 4 with the network.
+    template <bool Columns, int Left>
+    TAM_INLINE f32v advance(Pipeline& p, std::int64_t number, const std::int32_t* columns, const float* squares,
+                            float* slots) {
+        p.columns = columns;
+        p.squares = squares;
+        p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
+        p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
+        p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
+        run_steps<Columns, (Left > 3), Left>(p, std::make_integer_sequence<int, kSteps>{});
+        p.square = p.next_square;
+        p.exponent = p.next_exponent;
+        p.weight = p.power;
+        return in_register(p.weighted);
+    }
+
+    // The vectors of `count` windows. Sorts is false for the last ones, when only the other stages still have work. Not
+    // inlined, so that the registers are the loop's alone.
     template <bool Sorts, class Sink>
-    TAM_ALWAYS_INLINE void run(const std::int32_t* first_column, const float* first_square, float* slots, std::int64_t count,
-                               Sink& to) {
+    __attribute__((noinline)) void run(const std::int32_t* first_column, const float* first_square, float* slots,
+                                       std::int64_t count, Sink& to) {
         Pipeline p;
         p.column_pitch = column_pitch;
         p.half_unscale = half_unscale;
@@ -526,16 +541,7 @@ struct Pipeline {
         Sink sink = to;
         std::int64_t number = vector;
         for (std::int64_t i = 0; i < count; i += kLanes, ++number) {
-            p.columns = first_column + i;
-            p.squares = first_square + i;
-            p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
-            p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
-            p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
-            run_steps<false, Sorts, 3>(p, std::make_integer_sequence<int, kSteps>{});
-            p.square = p.next_square;
-            p.exponent = p.next_exponent;
-            p.weight = p.power;
-            const f32v result = in_register(p.weighted);
+            const f32v result = advance<false, Sorts ? 4 : 3>(p, number, first_column + i, first_square + i, slots);
             if (number >= kDepth) {
                 Sink::put(sink, result);
             }
@@ -573,21 +579,13 @@ struct Pipeline {
             place(number);
             run_column_steps(p, std::make_integer_sequence<int, kSteps>{});
         }
-        const auto advance = [&](std::int64_t number, auto left) TAM_ALWAYS_INLINE {
-            constexpr int kLeft = decltype(left)::value;  // stages, the network among them
+        const auto go_on = [&](std::int64_t number, auto left) TAM_ALWAYS_INLINE {
+            constexpr int kLeft = decltype(left)::value;
             constexpr bool kSorts = kLeft > 3;
             place(number + kAhead);
-            const std::int64_t at = number & (kRing - 1);
-            p.columns = reinterpret_cast<const std::int32_t*>(memory) + at * kLanes;
-            p.squares = memory + 3 * kRingPitch + at * kLanes;
-            p.sorted = slots + (number & (kSlots - 1)) * kSlotSize;
-            p.spread = slots + ((number - 1) & (kSlots - 1)) * kSlotSize;
-            p.blended = slots + ((number - kDepth) & (kSlots - 1)) * kSlotSize;
-            run_steps<kSorts, kSorts, kLeft>(p, std::make_integer_sequence<int, kSteps>{});
-            p.square = p.next_square;
-            p.exponent = p.next_exponent;
-            p.weight = p.power;
-            const f32v result = in_register(p.weighted);
+            const float* const column = memory + (number & (kRing - 1)) * kLanes;
+            const f32v result = advance<kSorts, kLeft>(p, number, reinterpret_cast<const std::int32_t*>(column),
+                                                       column + 3 * kRingPitch, slots);
             if (number >= kDepth) {
                 Sink::put(sink, result);
             }
@@ -599,19 +597,12 @@ struct Pipeline {
             }
         };
         for (std::int64_t number = 0; number < vectors; ++number) {
-            advance(number, std::integral_constant<int, 4>{});
+            go_on(number, std::integral_constant<int, 4>{});
         }
-        advance(vectors, std::integral_constant<int, 3>{});
-        advance(vectors + 1, std::integral_constant<int, 2>{});
-        advance(vectors + 2, std::integral_constant<int, 1>{});
+        go_on(vectors, std::integral_constant<int, 3>{});
+        go_on(vectors + 1, std::integral_constant<int, 2>{});
+        go_on(vectors + 2, std::integral_constant<int, 1>{});
         static_assert(kDepth == 3);
-    }
-
-    // Not inlined, so that the registers are the loop's alone.
-    template <class Sink>
-    __attribute__((noinline)) void run_apart(const std::int32_t* first_column, const float* first_square, float* slots,
-                                             std::int64_t count, Sink& to) {
-        run<true>(first_column, first_square, slots, count, to);
     }
 };
 
@@ -862,13 +853,8 @@ struct Stream {
             while (next(block)) {
                 for (std::int64_t row = 0; row < block.rows; ++row) {
                     const std::int64_t place = block.place + row * block.pitch;
-                    if constexpr (Sink::kApart) {
-                        pipeline.run_apart(local.column(0) + place, local.squares() + place, local.stage(0), block.count,
-                                           sink);
-                    } else {
-                        pipeline.template run<true>(local.column(0) + place, local.squares() + place, local.stage(0),
-                                                    block.count, sink);
-                    }
+                    pipeline.template run<true>(local.column(0) + place, local.squares() + place, local.stage(0),
+                                                block.count, sink);
                 }
             }
             pipeline.template run<false>(local.column(0), local.squares(), local.stage(0), Pipeline::kDepth * kStep, sink);
@@ -1256,7 +1242,6 @@ bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const Filter
 // Where rows of windows go, each from its beginning on, in vectors of which the last may be a part.
 template <class Format>
 struct Rows {
-    static constexpr bool kApart = true;
     typename Format::Storage* to;
     std::int64_t width;
     std::int64_t pitch;
