@@ -1,12 +1,10 @@
 #include "tam_fast/estimated_causal_inference.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "context_rows.h"
 #include "dispatch.h"
 #include "estimated_causal_inference_kernels.h"
-#include "parallel_items.h"
 #include "scratch.h"
 
 namespace tam::cpu {
@@ -65,25 +63,8 @@ void estimated_causal_inference(const EstimatedCausalInferenceParams* params, st
     using namespace cpu;
     const RowsKernels& rows = rows_kernels();
     const EstimatedCausalInferenceKernels& kernels = estimated_causal_inference_kernels();
-    std::vector<Item> items;
-    items.reserve(static_cast<std::size_t>(count));
-    std::int64_t targets = 0;
-    double cost = 0.0;
-    for (std::int64_t i = 0; i < count; ++i) {
-        items.emplace_back(params[i]);
-        targets += items.back().targets();
-        cost += items.back().cost();
-    }
-    const int workers = worthwhile_threads(cost, threads);
-    for (Item& item : items) {
-        item.step = targets_per_task(targets, item.size(), workers);
-    }
-    parallel_for_items(
-        items, workers, [](const Item& item) { return item.context.blocks(); },
-        [&](Item& item, std::int64_t block) { item.context.convert(rows, block); });
-    parallel_for_items(
-        items, workers, [](const Item& item) { return item.tasks(); },
-        [&](const Item& item, std::int64_t task) { infer(item, rows, kernels, task); });
+    for_targets_of_all<Item>(params, count, threads, rows,
+                             [&](const Item& item, std::int64_t task) { infer(item, rows, kernels, task); });
 }
 
 }  // namespace tam

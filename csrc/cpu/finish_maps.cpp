@@ -1,13 +1,11 @@
 #include "tam_fast/finish_maps.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "context_rows.h"
 #include "dispatch.h"
 #include "estimated_causal_inference_kernels.h"
 #include "finish_maps_kernels.h"
-#include "parallel_items.h"
 #include "rank_gaussian_filter_kernels.h"
 #include "scratch.h"
 
@@ -102,25 +100,8 @@ void finish_maps(const FinishMapsParams* params, std::int64_t count, int threads
     using namespace cpu;
     const Kernels kernels{rows_kernels(), estimated_causal_inference_kernels(), select_kernels(kKernels),
                           rank_gaussian_filter_kernels()};
-    std::vector<Item> items;
-    items.reserve(static_cast<std::size_t>(count));
-    std::int64_t targets = 0;
-    double cost = 0.0;
-    for (std::int64_t i = 0; i < count; ++i) {
-        items.emplace_back(params[i]);
-        targets += items.back().targets();
-        cost += items.back().cost();
-    }
-    const int workers = worthwhile_threads(cost, threads);
-    for (Item& item : items) {
-        item.step = targets_per_task(targets, item.size(), workers);
-    }
-    parallel_for_items(
-        items, workers, [](const Item& item) { return item.context.blocks(); },
-        [&](Item& item, std::int64_t block) { item.context.convert(kernels.rows, block); });
-    parallel_for_items(
-        items, workers, [](const Item& item) { return item.tasks(); },
-        [&](const Item& item, std::int64_t task) { finish(item, kernels, task); });
+    for_targets_of_all<Item>(params, count, threads, kernels.rows,
+                             [&](const Item& item, std::int64_t task) { finish(item, kernels, task); });
 }
 
 }  // namespace tam
