@@ -521,7 +521,7 @@ class _Job:
             self.prompt.layout,
             compat=compat,
             kernel_size=self.kernel_size,
-        )
+        ).to("cpu")
 
     def explanation(self, maps: TokenActivationMaps, writer: _Writer) -> Explanation:
         decoder, candidates = writer.whole()

@@ -110,10 +110,10 @@ def _numpy_like(value: Any) -> Callable[[Tensor], Any]:
 
 
 @overload
-def rank_gaussian_filter(maps: _A, kernel_size: int = 3) -> _A: ...
+def rank_gaussian_filter(maps: _A, kernel_size: int = 3, *, backend: str | None = None) -> _A: ...
 @overload
-def rank_gaussian_filter(maps: Sequence[_A], kernel_size: int = 3) -> list[_A]: ...
-def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
+def rank_gaussian_filter(maps: Sequence[_A], kernel_size: int = 3, *, backend: str | None = None) -> list[_A]: ...
+def rank_gaussian_filter(maps: Any, kernel_size: int = 3, *, backend: str | None = None) -> Any:
     r"""Filter maps by a Gaussian over ranks whose width is each window's coefficient of variation.
 
     In every ``k x k`` window (reflect padding), values sorted ascending :math:`v_0 .. v_{n-1}`, :math:`n = k^2`, mean
@@ -128,10 +128,12 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     Parameters
     ----------
     maps : Tensor or ndarray (..., H, W), or a list of them
-        float32, float16, bfloat16 or float64; any strides; CPU (tensors of other devices are computed on the CPU and
-        copied back). A list may hold maps of different sizes and is one call.
+        float32, float16, bfloat16 or float64; any strides; any device. A list may hold maps of different sizes and is
+        one call.
     kernel_size : int
         k, odd, 1 to 15. 1 leaves finite values as they are.
+    backend : "cpu", "cuda", "triton" or "reference", optional
+        Who computes this call; by default what :func:`tam_fast.backend_info` says.
 
     Returns
     -------
@@ -143,7 +145,10 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     TypeError
         If ``maps`` is no floating-point tensor or array, or ``kernel_size`` no integer.
     ValueError
-        If H or W is 0, ``maps`` has fewer than two dimensions, or ``kernel_size`` is even or not in 1..15.
+        If H or W is 0, ``maps`` has fewer than two dimensions, ``kernel_size`` is even or not in 1..15, or ``backend``
+        does not take tensors of the device.
+    RuntimeError
+        If ``backend`` cannot be used here.
 
     Notes
     -----
@@ -151,9 +156,10 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     leaves other windows untouched. Negative values are ordered by value. Each map is scaled by a power of two, so
     values from 1e-38 to 1e38 are equally accurate: against float64, relative to the map's maximum, 4e-7 on dense maps
     and 1.5e-6 down to 1 % of non-zero cells. Arithmetic is float64 for float64 maps and for the rare map whose range
-    float32 cannot hold scaled, else float32. The bits are the same for every instruction set, thread count and batch
-    position. Not differentiable: the result does not require grad. Runs on ``torch.get_num_threads()`` threads, without
-    the GIL.
+    float32 cannot hold scaled, else float32. On the CPU the bits are the same for every instruction set, thread count
+    and batch position, and the call runs on ``torch.get_num_threads()`` threads, without the GIL. On a GPU it is
+    launched on the current stream and not waited for; it repeats bit for bit and is within 2e-6 of the map's maximum of
+    the CPU's. Not differentiable: the result does not require grad.
 
     Examples
     --------
@@ -164,13 +170,13 @@ def rank_gaussian_filter(maps: Any, kernel_size: int = 3) -> Any:
     size = _check_kernel_size(kernel_size)
     if _is_list(maps):
         tensors = [_check_maps(item, f"maps[{index}]") for index, item in enumerate(maps)]
-        filtered = torch.ops.tam_fast.rank_gaussian_filter_batch.default(tensors, size) if tensors else []
+        filtered = torch.ops.tam_fast.rank_gaussian_filter_batch.default(tensors, size, backend) if tensors else []
         return [_numpy_like(item)(result) for item, result in zip(maps, filtered, strict=True)]
     tensor = _check_maps(maps, "maps")
     if isinstance(maps, np.ndarray) and not torch.compiler.is_compiling():
         # Of what a call through torch brings, an array needs nothing.
-        return _backends.current().rank_gaussian_filter([tensor], size)[0].numpy()
-    return _numpy_like(maps)(torch.ops.tam_fast.rank_gaussian_filter.default(tensor, size))
+        return _backends.serving(_backends.CPU, backend).rank_gaussian_filter([tensor], size)[0].numpy()
+    return _numpy_like(maps)(torch.ops.tam_fast.rank_gaussian_filter.default(tensor, size, backend))
 
 
 def _check_scores_inputs(hidden: Any, classifier: Tensor, token_ids: Any, suffix: str) -> tuple[Tensor, Tensor]:
@@ -184,7 +190,7 @@ def _check_scores_inputs(hidden: Any, classifier: Tensor, token_ids: Any, suffix
     return states, _index_tensor(token_ids, f"token_ids{suffix}", states.device)
 
 
-def token_scores(hidden: Any, classifier: Any, token_ids: Any) -> Any:
+def token_scores(hidden: Any, classifier: Any, token_ids: Any, *, backend: str | None = None) -> Any:
     r"""Score every position for every token: :math:`s_t(j) = \max(F_j \cdot w_t, 0)` (Eq. 1 of the TAM paper).
 
     Parameters
@@ -195,6 +201,8 @@ def token_scores(hidden: Any, classifier: Any, token_ids: Any) -> Any:
         The lm_head weight w, same device. Only the rows of ``token_ids`` are read.
     token_ids : Tensor, ndarray or list of int (T,), or a list of them
         Vocabulary indices; repeated ones are scored again.
+    backend : str, optional
+        Who computes this call (see :func:`rank_gaussian_filter`).
 
     Returns
     -------
@@ -206,13 +214,18 @@ def token_scores(hidden: Any, classifier: Any, token_ids: Any) -> Any:
     TypeError
         If a dtype or kind is not one of the above.
     ValueError
-        If shapes or devices do not fit, or a token id is not in 0..V-1.
+        If shapes or devices do not fit, a token id is not in 0..V-1, or ``backend`` does not take tensors of the
+        device.
+    RuntimeError
+        If ``backend`` cannot be used here.
 
     Notes
     -----
-    Products are accumulated in float32 (16 partial sums, fused multiply-add) in an order that does not depend on the
-    instruction set, the number of threads, T or S, so a token scored alone has the bits it has in a batch. NaN
-    propagates. Not differentiable.
+    Products are accumulated in float32, on the CPU (16 partial sums, fused multiply-add) in an order that does not
+    depend on the instruction set, the number of threads, T or S, so a token scored alone has the bits it has in a
+    batch. On a GPU float16 and bfloat16 go through tensor cores, float32 only if TF32 is asked for
+    (``torch.set_float32_matmul_precision``). NaN propagates. Token ids on a GPU are checked, which waits for it, except
+    while a CUDA graph is captured: then an id that is no row gives NaN. Not differentiable.
     """
     weight = _check_matrix(classifier, "classifier", "(V, C)")
     if _is_list(hidden):
@@ -223,13 +236,15 @@ def token_scores(hidden: Any, classifier: Any, token_ids: Any) -> Any:
         ]
         if not pairs:
             return []
-        scores = torch.ops.tam_fast.token_scores_batch.default([p[0] for p in pairs], weight, [p[1] for p in pairs])
+        scores = torch.ops.tam_fast.token_scores_batch.default(
+            [p[0] for p in pairs], weight, [p[1] for p in pairs], backend
+        )
         return [_numpy_like(states)(result) for states, result in zip(hidden, scores, strict=True)]
     states, ids = _check_scores_inputs(hidden, weight, token_ids, "")
-    return _numpy_like(hidden)(torch.ops.tam_fast.token_scores.default(states, weight, ids))
+    return _numpy_like(hidden)(torch.ops.tam_fast.token_scores.default(states, weight, ids, backend))
 
 
-def least_squares_scale(target: Any, interference: Any) -> Any:
+def least_squares_scale(target: Any, interference: Any, *, backend: str | None = None) -> Any:
     r"""Scale that brings the interference closest to the target: :math:`s = \langle A, E\rangle / \langle E, E\rangle`.
 
     The closed form of :math:`\arg\min_s \lVert A - s E \rVert^2` (Eq. 5 of the TAM paper).
@@ -240,6 +255,8 @@ def least_squares_scale(target: Any, interference: Any) -> Any:
         Activation maps A. float32, float16, bfloat16 or float64.
     interference : Tensor or ndarray (..., N)
         Interference maps E; leading dimensions broadcast against those of ``target``.
+    backend : str, optional
+        Who computes this call (see :func:`rank_gaussian_filter`).
 
     Returns
     -------
@@ -249,7 +266,10 @@ def least_squares_scale(target: Any, interference: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If a dtype is not floating point, or shapes or devices do not fit.
+        If a dtype is not floating point, or shapes or devices do not fit, or ``backend`` does not take tensors of the
+        device.
+    RuntimeError
+        If ``backend`` cannot be used here.
 
     Notes
     -----
@@ -269,7 +289,7 @@ def least_squares_scale(target: Any, interference: Any) -> Any:
             raise ValueError(
                 f"interference: expected a shape that broadcasts against target {tuple(a.shape)}, got {tuple(e.shape)}"
             ) from error
-    return _numpy_like(target)(torch.ops.tam_fast.least_squares_scale.default(a, e))
+    return _numpy_like(target)(torch.ops.tam_fast.least_squares_scale.default(a, e, backend))
 
 
 def _check_causal_inputs(activation: Any, context: Any, relevance: Any, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,7 +309,7 @@ def _check_causal_inputs(activation: Any, context: Any, relevance: Any, suffix: 
     return a, c, r
 
 
-def estimated_causal_inference(activation: Any, context: Any, relevance: Any) -> Any:
+def estimated_causal_inference(activation: Any, context: Any, relevance: Any, *, backend: str | None = None) -> Any:
     r"""Remove from each token's activation what its context explains (Eq. 2, 4 and 5 of the TAM paper).
 
     .. math:: E_i = \frac{\sum_k r_i^k A_k}{\sum_k r_i^k + 10^{-8}}, \quad
@@ -303,6 +323,8 @@ def estimated_causal_inference(activation: Any, context: Any, relevance: Any) ->
         Activation maps A_k of the context tokens.
     relevance : Tensor or ndarray (T, K), or a list of them
         Textual relevance r; 0 where a token is not in the target's context or is the target's own word.
+    backend : str, optional
+        Who computes this call (see :func:`rank_gaussian_filter`).
 
     Returns
     -------
@@ -314,13 +336,16 @@ def estimated_causal_inference(activation: Any, context: Any, relevance: Any) ->
     Raises
     ------
     TypeError, ValueError
-        If a dtype is not floating point, or shapes or devices do not fit.
+        If a dtype is not floating point, or shapes or devices do not fit, or ``backend`` does not take tensors of the
+        device.
+    RuntimeError
+        If ``backend`` cannot be used here.
 
     Notes
     -----
-    E is accumulated in float32 in blocks of 64 context tokens, the scale in float64, in an order that depends on
-    nothing else. A context map enters only where its relevance is not 0: a NaN there spreads to no other target.
-    Not differentiable.
+    E is accumulated in float32 (on the CPU in blocks of 64 context tokens), the scale in float64, in an order that
+    depends on nothing else. A context map enters only where its relevance is not 0: a NaN there spreads to no other
+    target. Not differentiable.
     """
     if _is_list(activation):
         _check_length(context, "context", activation, "activation")
@@ -332,7 +357,7 @@ def estimated_causal_inference(activation: Any, context: Any, relevance: Any) ->
         if not triples:
             return [], []
         causal, scale = torch.ops.tam_fast.estimated_causal_inference_batch.default(
-            [t[0] for t in triples], [t[1] for t in triples], [t[2] for t in triples]
+            [t[0] for t in triples], [t[1] for t in triples], [t[2] for t in triples], backend
         )
         kinds = [_numpy_like(item) for item in activation]
         return (
@@ -340,6 +365,6 @@ def estimated_causal_inference(activation: Any, context: Any, relevance: Any) ->
             [kind(item) for kind, item in zip(kinds, scale, strict=True)],
         )
     a, c, r = _check_causal_inputs(activation, context, relevance, "")
-    causal, scale = torch.ops.tam_fast.estimated_causal_inference.default(a, c, r)
+    causal, scale = torch.ops.tam_fast.estimated_causal_inference.default(a, c, r, backend)
     kind = _numpy_like(activation)
     return kind(causal), kind(scale)

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from tam_fast import _backends, ops
 from tam_fast._backends import StepBuffers
+from tam_fast.device_streaming import DeviceContext
 from tam_fast.layout import Layout
 from tam_fast.pipeline import (
     ContextScores,
-    check_classes,
     check_finite,
     check_finite_states,
     check_states,
+    is_dense,
     is_plain,
     score,
 )
+from tam_fast.tokens import check_classes
 
 __all__ = ["ActivationMapStream", "TokenMap"]
 
@@ -37,6 +39,7 @@ class TokenMap:
     index : int
         Place in the answer, from 0.
     map : (N,) float32
+        On the CPU, like the relevance.
     relevance : (k,) float32
         Over the token's own context of k tokens.
     scale : float
@@ -54,7 +57,7 @@ class TokenMap:
 class ActivationMapStream:
     """The maps of an answer while it is being generated, one token at a time.
 
-    Given the same states it gives the bits that :func:`activation_maps` gives afterwards.
+    Given the same states it gives the maps that :func:`activation_maps` gives afterwards: on the CPU their bits.
 
     Parameters
     ----------
@@ -63,7 +66,7 @@ class ActivationMapStream:
     layout : Layout
     prompt_ids : int Tensor, ndarray or list (P,)
         Token ids of the prompt; P = ``layout.answer_start``.
-    kernel_size, interference
+    kernel_size, interference, backend
         As in :func:`activation_maps`.
 
     Raises
@@ -74,17 +77,28 @@ class ActivationMapStream:
     Notes
     -----
     Keeps the prompt's states by reference, one row of states a generated token, and one row of scores at the visual
-    positions and the prompt's text for each distinct token.
+    positions and the prompt's text for each distinct token. On a GPU the work of a token is three launches, replayed
+    from a captured graph, and one copy of the results to the CPU, which is waited for.
     """
 
     def __init__(
-        self, classifier: Tensor, layout: Layout, prompt_ids: Any, *, kernel_size: int = 3, interference: bool = True
+        self,
+        classifier: Tensor,
+        layout: Layout,
+        prompt_ids: Any,
+        *,
+        kernel_size: int = 3,
+        interference: bool = True,
+        backend: str | None = None,
     ) -> None:
         if not isinstance(layout, Layout):
             raise TypeError(f"layout: expected a Layout, got {type(layout).__name__}")
         self._classifier = ops._check_matrix(classifier, "classifier", "(V, C)")
         self._kernel_size = ops._check_kernel_size(kernel_size)
         self._interference = interference
+        self._backend = backend
+        dense = is_dense(self._classifier)
+        self._device_backend = _backends.resident(self._classifier.device, backend) if dense else None
         ids = ops._index_tensor(prompt_ids, "prompt_ids", torch.device("cpu"))
         if ids.numel() != layout.answer_start:
             raise ValueError(f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}")
@@ -93,7 +107,7 @@ class ActivationMapStream:
         self._prompt: list[int] = ids[layout.prompt].tolist()
         self._prefill: list[Tensor] = []
         self._prefill_rows = 0
-        self._context: _Context | None = None  # once the prompt's states are complete
+        self._context: _Context | DeviceContext | None = None  # once the prompt's states are complete
         self._count = 0
 
     def __len__(self) -> int:
@@ -106,7 +120,7 @@ class ActivationMapStream:
         ------
         TypeError, ValueError
             If the dtype, shape or device does not fit, or a state that will be read is NaN or Inf. Those of the prompt
-            are looked at when it is complete.
+            are looked at when it is complete, those on a GPU when a token reads them.
         """
         rows = check_states(hidden, self._classifier, "")
         if self._context is not None:
@@ -119,7 +133,12 @@ class ActivationMapStream:
             return
         chunks = [*self._prefill, rows[:missing]]
         prompt = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
-        context = _Context(prompt, self._classifier, self._layout, self._prompt, self._interference, self._kernel_size)
+        arguments = (prompt, self._classifier, self._layout, self._prompt, self._interference, self._kernel_size)
+        context: _Context | DeviceContext
+        if self._device_backend is None:
+            context = _Context(*arguments, self._backend)
+        else:
+            context = DeviceContext(self._device_backend, *arguments)
         context.extend(rows[missing:])
         self._prefill.clear()
         self._prefill_rows += missing
@@ -160,11 +179,12 @@ class _Context:
         prompt_tokens: list[int],
         interference: bool,
         kernel_size: int,
+        backend: str | None,
     ) -> None:
-        self._classifier = classifier
+        self._classifier, self._backend = classifier, backend
         self._sizes, self._interference, self._kernel_size = layout.sizes, interference, kernel_size
         self._start = layout.answer_start - 1
-        self._scores = ContextScores(prompt, classifier, layout, "")
+        self._scores = ContextScores(prompt, classifier, layout, "", backend)
         self._plain = is_plain(prompt) and is_plain(classifier)
         # States from the prompt's last position on, which predict the answer's tokens.
         self._states = prompt.new_empty((0, prompt.shape[1]))
@@ -220,7 +240,7 @@ class _Context:
             raise TypeError(f"hidden: expected {self._states.dtype} as before, got {rows.dtype}")
         # The sum of one row is soon looked at.
         if count and not (count == 1 and math.isfinite(rows.sum().item())):
-            check_finite_states(rows, np.arange(count), "", self._start + self.states)
+            check_finite_states(rows, np.arange(count), "", self._start + self.states, self._backend)
         total = self.states + count
         if total > self._states.shape[0]:
             grown = self._states.new_empty((max(total, 2 * self._states.shape[0], 16), self._states.shape[1]))
@@ -232,7 +252,7 @@ class _Context:
     def append(self, token: int, out: tuple[Tensor, Tensor]) -> tuple[float, bool]:
         """Make the map (N,) and the relevance (K,) of the next token; return its scale and whether it is flat."""
         self._reserve()
-        backend, b = _backends.current(), self._buffers
+        backend, b = _backends.host(self._backend), self._buffers
         length, used, begin = self._length, len(self._row_of), self._words.shape[1]
         index = length - begin
         row = self._row_of.get(token)
@@ -244,9 +264,10 @@ class _Context:
             backend.step_scores(b, self._classifier, prompt, self._states, index, begin)
         else:
             if prompt is not None:
-                self._found[:] = score(prompt, self._classifier, self._token)[0]
+                self._found[:] = score(prompt, self._classifier, self._token, self._backend)[0]
             if index:
-                self._text[begin:length] = score(self._states[:index], self._classifier, self._token)[0]
+                states = self._states[:index]
+                self._text[begin:length] = score(states, self._classifier, self._token, self._backend)[0]
         if row is None:
             row = used
             maps, words, _ = self._scores.read(self._found[None], self._token)

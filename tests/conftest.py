@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,32 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
             assert _C.last_isa() == name
     finally:
         _C.set_isa(None)
+
+
+@pytest.fixture(params=("cuda-emulated", "triton-interpreted", "cuda", "triton"))
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Serve every operator by a backend of the GPU: there if there is one, and by its kernels' twins on the CPU."""
+    backend, _, how = request.param.partition("-")
+    if backend == "triton" and bool(how) == torch.cuda.is_available():
+        pytest.skip("Triton compiles where there is a GPU, and interprets where there is none")
+    if not how and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if how == "emulated":
+        import cuda_modules
+
+        module = cuda_modules.emulated()
+        monkeypatch.setitem(sys.modules, "tam_fast._cuda", module)
+        monkeypatch.setattr(tam_fast, "_cuda", module, raising=False)
+        for name in [name for name in sys.modules if name == "tam_fast.backends.cuda"]:
+            monkeypatch.delitem(sys.modules, name)
+    elif how == "interpreted":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    try:
+        with tam_fast.use_backend(backend):
+            yield torch.device("cpu" if how else "cuda:0")
+    finally:
+        if how == "emulated":
+            sys.modules.pop("tam_fast.backends.cuda", None)
 
 
 @pytest.fixture

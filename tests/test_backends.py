@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tam_fast
-from tam_fast import _C
+from tam_fast import _C, _backends
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,8 @@ def test_info_is_complete_and_serialisable() -> None:
     assert info["isa"] in info["available_isas"]
     assert "serial" in info["available_isas"]
     assert info["threads"] == torch.get_num_threads()
-    assert info["cuda"]["built"] is False
+    assert {"built", "usable", "why"} <= set(info["cuda"])
+    assert {"built", "usable", "why"} <= set(info["triton"])
     assert set(info["operators"]) >= {"rank_gaussian_filter", "token_scores", "finish_maps"}
 
 
@@ -56,7 +57,7 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
 def test_an_unknown_backend_is_an_error() -> None:
     result = run(FILTER, TAM_FAST_BACKEND="abacus")
     assert result.returncode != 0
-    assert "TAM_FAST_BACKEND: expected one of cpu, reference, got 'abacus'" in result.stderr
+    assert "TAM_FAST_BACKEND: expected one of cpu, cuda, triton, reference, got 'abacus'" in result.stderr
 
 
 def test_environment_selects_the_reference() -> None:
@@ -76,14 +77,41 @@ def test_use_backend_restores_and_names() -> None:
         assert tam_fast.backend_info()["backend"] == "reference"
     assert tam_fast.backend_info()["backend"] == "cpu"
     with (
-        pytest.raises(ValueError, match="name: expected one of cpu, reference, got 'gpu'"),
+        pytest.raises(ValueError, match="name: expected one of cpu, cuda, triton, reference, got 'gpu'"),
         tam_fast.use_backend("gpu"),
     ):
         pass
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test says is missing")
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_an_explicit_choice_that_cannot_be_met_is_an_error(name: str) -> None:
+    environment = {"TAM_FAST_BACKEND": name, "TRITON_INTERPRET": "0"}
+    for code in (FILTER, "import tam_fast; tam_fast.backend_info()"):
+        result = run(code, **environment)
+        assert result.returncode != 0
+        last = result.stderr.strip().splitlines()[-1]
+        assert f"RuntimeError: TAM_FAST_BACKEND: expected a backend that can be used here, got '{name}': " in last
+
+
+def test_cuda_kernels_refuse_tensors_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backends, "_unavailable", lambda name: "")
+    message = "name_of_the_asker: expected a backend for the given tensors, got 'cuda': its kernels take CUDA tensors"
+    with pytest.raises(ValueError, match=message):
+        _backends._explicit("cuda", "name_of_the_asker", torch.device("cpu"))
+
+
+def test_the_default_for_gpus_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"cuda": "not built", "triton": "not installed"}
+    monkeypatch.setattr(_backends, "_unavailable", lambda name: reasons.get(name, ""))
+    choice = _backends._automatic(torch.device("cuda", 0))
+    assert (choice.name, choice.resident) == ("cpu", False)
+    assert choice.why == "cuda: not built; triton: not installed"
+
+
 def test_importing_does_not_load_transformers() -> None:
     result = run(
-        "import tam_fast, sys; print('transformers' in sys.modules, 'PIL' in sys.modules, 'scipy' in sys.modules)"
+        FILTER
+        + "import sys; print([name for name in ('transformers', 'PIL', 'scipy', 'triton') if name in sys.modules])"
     )
-    assert result.stdout.split() == ["False", "False", "False"], result.stderr
+    assert result.stdout.strip() == "[]", result.stderr

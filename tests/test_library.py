@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tam_fast
-from tam_fast import _library
+from tam_fast import _backends, _library
+from tam_fast.backends.copying import copying
 
 X = torch.rand(3, 6, 7)
 HIDDEN, CLASSIFIER, IDS = torch.rand(9, 8), torch.rand(20, 8), torch.tensor([1, 5, 5])
@@ -98,14 +99,41 @@ def test_compiles_with_inductor_and_dynamic_shapes() -> None:
 
 
 def test_tensors_of_other_devices_are_served_by_the_cpu() -> None:
-    """The fallback for devices without kernels, called as the dispatcher calls it."""
-    served = {
-        schema.partition("(")[0]: _library._on_the_cpu(getattr(_library, f"_{schema.partition('(')[0]}"))
-        for schema in _library.SCHEMAS
-    }
-    for name, samples in SAMPLES.items():
-        for sample in samples:
-            expected = torch.utils._pytree.tree_leaves(getattr(torch.ops.tam_fast, name).default(*sample))
-            got = torch.utils._pytree.tree_leaves(served[name](*sample))
-            for a, b in zip(got, expected, strict=True):
-                assert torch.equal(a, b)
+    """What a device without kernels of its own is served by: copied in, computed, copied back."""
+    served = copying(_backends.serving(_backends.CPU))
+    maps = [X, X[0, :2].bfloat16()]
+    for got, expected in zip(served.rank_gaussian_filter(maps, 3), tam_fast.rank_gaussian_filter(maps), strict=True):
+        assert torch.equal(got, expected)
+    scores = served.token_scores([HIDDEN, HIDDEN[:2]], CLASSIFIER, [IDS, IDS[:1]])
+    for got, expected in zip(
+        scores, tam_fast.token_scores([HIDDEN, HIDDEN[:2]], CLASSIFIER, [IDS, IDS[:1]]), strict=True
+    ):
+        assert torch.equal(got, expected)
+    assert torch.equal(served.least_squares_scale(X, X.flip(0)), tam_fast.least_squares_scale(X, X.flip(0)))
+    causal, scale = served.estimated_causal_inference([ACTIVATION], [CONTEXT], [RELEVANCE])
+    expected_causal, expected_scale = tam_fast.estimated_causal_inference(ACTIVATION, CONTEXT, RELEVANCE)
+    assert torch.equal(causal[0], expected_causal)
+    assert torch.equal(scale[0], expected_scale)
+    *arguments, sizes, grids, kernel_size, nan = SAMPLES["finish_maps"][0]
+    assert (sizes, grids) == ([3, 4, 2, 3, 3, 2], [1, 2])
+    expected = torch.ops.tam_fast.finish_maps.default(*SAMPLES["finish_maps"][0])
+    out = [tuple(torch.empty_like(part[item]) for part in expected) for item in range(2)]
+    rasters = [[(3, 4)], [(2, 3), (3, 2)]]
+    found = served.finish_maps(*arguments, rasters, kernel_size, constant_window_nan=nan, out=out)
+    for part in range(4):
+        for item in range(2):
+            assert torch.equal(found[part][item], expected[part][item])
+            assert torch.equal(out[item][part], expected[part][item])
+
+
+@pytest.mark.parametrize("name", ["rank_gaussian_filter", "least_squares_scale", "estimated_causal_inference"])
+def test_a_call_names_its_backend(name: str) -> None:
+    operator, sample = getattr(tam_fast, name), SAMPLES[name][0]
+    expected = torch.utils._pytree.tree_leaves(operator(*sample))
+    for a, b in zip(torch.utils._pytree.tree_leaves(operator(*sample, backend="reference")), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="backend: expected one of cpu, cuda, triton, reference, got 'abacus'"):
+        operator(*sample, backend="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="backend: expected a backend that can be used here, got 'cuda'"):
+            operator(*sample, backend="cuda")
