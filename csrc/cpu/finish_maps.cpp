@@ -21,23 +21,34 @@ struct Kernels {
     const RankGaussianFilterKernels& filter;
 };
 
-// Filters a normalised row, grid after grid, into the output.
-void filter_grids(const FinishMapsParams& params, const Kernels& kernels, const float* row, float* output) {
+// Filters `count` normalised rows, `pitch` apart, grid after grid, into the output.
+void filter_grids(const FinishMapsParams& params, const Kernels& kernels, const float* rows, std::int64_t pitch,
+                  std::int64_t count, float* output) {
+    const std::int64_t size = params.scores.cols;
     if (params.kernel_size == 1) {
-        std::copy(row, row + params.scores.cols, output);
+        for (std::int64_t i = 0; i < count; ++i) {
+            std::copy(rows + i * pitch, rows + i * pitch + size, output + i * size);
+        }
         return;
     }
+    std::int64_t begin = 0;
     for (std::int64_t g = 0; g < params.grid_count; ++g) {
         const GridSize& grid = params.grids[g];
-        FilterMap map;
-        map.input = row;
-        map.output = output;
-        map.height = grid.height;
-        map.width = grid.width;
-        map.row_stride = grid.width;
-        filter_map(kernels.filter, map, params.kernel_size, params.constant_window_nan);
-        row += grid.height * grid.width;
-        output += grid.height * grid.width;
+        // Of several grids the maps of one do not follow one another in the output.
+        const std::int64_t together = params.grid_count == 1 ? maps_together(grid.height, grid.width) : 1;
+        for (std::int64_t first = 0; first < count; first += together) {
+            FilterMap maps[kMostMaps];
+            const std::int64_t some = std::min(together, count - first);
+            for (std::int64_t i = 0; i < some; ++i) {
+                maps[i].input = rows + (first + i) * pitch + begin;
+                maps[i].output = output + (first + i) * size + begin;
+                maps[i].height = grid.height;
+                maps[i].width = grid.width;
+                maps[i].row_stride = grid.width;
+            }
+            filter_maps(kernels.filter, maps, static_cast<int>(some), params.kernel_size, params.constant_window_nan);
+        }
+        begin += grid.height * grid.width;
     }
 }
 
@@ -87,8 +98,8 @@ void finish(const Item& item, const Kernels& kernels, std::int64_t task) {
         const bool flat =
             kernels.finish.normalise_f32(work + i * pitch, size, text, length, text_size, params.text + t * text_size);
         params.flat[t] = flat ? 1 : 0;
-        filter_grids(params, kernels, work + i * pitch, params.maps + t * size);
     }
+    filter_grids(params, kernels, work, pitch, count, params.maps + first * size);
 }
 
 }  // namespace

@@ -16,7 +16,6 @@ namespace {
 
 constexpr const RankGaussianFilterKernels* kKernels[kIsaCount] = TAM_KERNEL_TABLES(rank_gaussian_filter);
 
-constexpr std::int64_t kTilePixels = 4096;
 constexpr std::int64_t kWholeVectors = 16;  // a multiple of any vector's lanes
 
 // Tiles are what threads share out. Small maps are one tile; their number never depends on the threads.
@@ -36,7 +35,7 @@ struct Tiling {
         tile_width = (width + across - 1) / across;
         tile_width = across == 1 ? width : (tile_width + kWholeVectors - 1) / kWholeVectors * kWholeVectors;
         across = (width + tile_width - 1) / tile_width;
-        const std::int64_t rows = std::max<std::int64_t>(kTilePixels / tile_width, 1);
+        const std::int64_t rows = std::max<std::int64_t>(kFilterTilePixels / tile_width, 1);
         down = (height + rows - 1) / rows;
         tile_height = (height + down - 1) / down;
         down = (height + tile_height - 1) / tile_height;
@@ -84,6 +83,7 @@ struct Batch {
     const RankGaussianFilterParams& params;
     Tiling tiling;
     std::int64_t maps = 1;
+    std::int64_t together = 1;  // maps of a single tile that make a task
     // Of every tile, where a map has several.
     std::vector<std::uint8_t> done;
     std::vector<std::uint8_t> left;  // of every map: is any of its tiles not done?
@@ -98,7 +98,26 @@ struct Batch {
         }
     }
 
-    std::int64_t tasks() const { return maps * tiling.count(); }
+    // Results do not depend on it: maps that are filtered together have the bits that each has alone.
+    void share_out(int workers) {
+        if (tiling.count() == 1) {
+            constexpr std::int64_t kTasksPerWorker = 8;
+            const std::int64_t share = workers == 1 ? maps : maps / (kTasksPerWorker * workers);
+            together = std::clamp<std::int64_t>(share, 1, maps_together(params.height, params.width));
+        }
+    }
+
+    std::int64_t tasks() const { return (maps + together - 1) / together * tiling.count(); }
+
+    void filter_together(const RankGaussianFilterKernels& kernels, std::int64_t task) const {
+        FilterMap some[kMostMaps];
+        const std::int64_t first = task * together;
+        const int count = static_cast<int>(std::min(maps - first, together));
+        for (int i = 0; i < count; ++i) {
+            some[i] = map(first + i);
+        }
+        filter_maps(kernels, some, count, params.kernel_size, params.constant_window_nan);
+    }
 
     bool mark_left_maps() {
         const bool any = std::find(done.begin(), done.end(), 0) != done.end();
@@ -204,18 +223,40 @@ FilterPlan plan_filter(const FilterScan& scan, DType dtype, int kernel_size, boo
     return plan;
 }
 
-void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, int kernel_size, bool constant_window_nan) {
-    const Tiling tiling(map.height, map.width);
-    std::optional<FilterPlan> plan;
-    for (std::int64_t i = 0; i < tiling.count(); ++i) {
-        if (!constant_window_nan && kernels.filter_plain(map, kernel_size, tiling.tile(i))) {
-            continue;
+int maps_together(std::int64_t height, std::int64_t width) {
+    return static_cast<int>(
+        std::clamp<std::int64_t>(kFilterTilePixels / std::max<std::int64_t>(height * width, 1), 1, kMostMaps));
+}
+
+void filter_maps(const RankGaussianFilterKernels& kernels, const FilterMap* maps, int count, int kernel_size,
+                 bool constant_window_nan) {
+    const FilterMap& first = maps[0];
+    const Tiling tiling(first.height, first.width);
+    if (tiling.count() == 1) {
+        const FilterTile whole = tiling.tile(0);
+        const std::uint32_t done = constant_window_nan ? 0 : kernels.filter_plain(maps, count, kernel_size, whole);
+        for (int i = 0; i < count; ++i) {
+            if ((done >> i & 1) == 0) {
+                const FilterPlan plan =
+                    plan_filter(kernels.scan(maps[i], whole), first.dtype, kernel_size, constant_window_nan);
+                filter_with_plan(kernels, maps[i], plan, whole);
+            }
         }
-        if (!plan) {
-            plan =
-                plan_filter(kernels.scan(map, {0, map.height, 0, map.width}), map.dtype, kernel_size, constant_window_nan);
+        return;
+    }
+    for (int m = 0; m < count; ++m) {
+        const FilterMap& map = maps[m];
+        std::optional<FilterPlan> plan;
+        for (std::int64_t i = 0; i < tiling.count(); ++i) {
+            if (!constant_window_nan && kernels.filter_plain(&map, 1, kernel_size, tiling.tile(i)) != 0) {
+                continue;
+            }
+            if (!plan) {
+                plan = plan_filter(kernels.scan(map, {0, map.height, 0, map.width}), map.dtype, kernel_size,
+                                   constant_window_nan);
+            }
+            filter_with_plan(kernels, map, *plan, tiling.tile(i));
         }
-        filter_with_plan(kernels, map, *plan, tiling.tile(i));
     }
 }
 
@@ -234,8 +275,11 @@ void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t co
         cost += static_cast<double>(batch.maps) * static_cast<double>(items[i].height * items[i].width) *
                 nanoseconds_per_pixel(items[i].kernel_size);
     }
-    const TaskIndex index(batches);
     const int workers = worthwhile_threads(cost, threads);
+    for (Batch& batch : batches) {
+        batch.share_out(workers);
+    }
+    const TaskIndex index(batches);
     // First what can be filtered in one pass: most maps are done then, and a map of a single tile always is.
     parallel_for(index.total, workers, [&](std::int64_t task) {
         const std::size_t item = index.item(task);
@@ -243,12 +287,12 @@ void rank_gaussian_filter(const RankGaussianFilterParams* items, std::int64_t co
         const RankGaussianFilterParams& params = batch.params;
         const std::int64_t local = task - index.first[item];
         const std::int64_t tiles = batch.tiling.count();
-        const FilterMap map = batch.map(local / tiles);
         if (tiles == 1) {
-            filter_map(kernels, map, params.kernel_size, params.constant_window_nan);
+            batch.filter_together(kernels, local);
         } else {
+            const FilterMap map = batch.map(local / tiles);
             const bool done = !params.constant_window_nan &&
-                              kernels.filter_plain(map, params.kernel_size, batch.tiling.tile(local % tiles));
+                              kernels.filter_plain(&map, 1, params.kernel_size, batch.tiling.tile(local % tiles)) != 0;
             batch.done[static_cast<std::size_t>(local)] = done ? 1 : 0;
         }
     });

@@ -225,8 +225,15 @@ void filter_tile(const FilterMap& map, const FilterPlan& plan, const FilterTile&
     fill<General>(map, tile, radius, pitch, scale, padded);
     std::memset(padded + used, 0, static_cast<std::size_t>(slack) * sizeof(Scalar));
 
-    const S stream{plan, scale, static_cast<Scalar>(0.5 * plan.unscale), pitch, memory};
-    stream.filter_stream(padded, height * pitch - 2 * radius, InPlace<Scalar>{padded});
+    const Scalar half_unscale = static_cast<Scalar>(0.5 * plan.unscale);
+    const std::int64_t length = height * pitch - 2 * radius;
+    const S stream{plan, scale, S::kPipelined ? 1 : half_unscale, pitch, memory};
+    stream.filter_stream(padded, length, InPlace<Scalar>{padded});
+    if constexpr (S::kPipelined) {
+        for (std::int64_t i = 0; i < length; i += kLanes) {
+            store(padded + i, load<f32v>(padded + i) * half_unscale);
+        }
+    }
     for (std::int64_t row = 0; row < height; ++row) {
         store_row(map, (tile.row_begin + row) * map.width + tile.col_begin, padded + row * pitch, width);
     }
@@ -386,20 +393,22 @@ void TAM_NAME(rank_gaussian_filter_f32)(const FilterMap& map, const FilterPlan& 
     }
 }
 
-// The common case in one pass over the tile; false where it is another one, and the output then remains to be written.
-bool TAM_NAME(rank_gaussian_filter_plain)([[maybe_unused]] const FilterMap& map, [[maybe_unused]] int kernel_size,
-                                          [[maybe_unused]] const FilterTile& tile) {
+// The common case in one pass over the tile; a map's bit is 0 where it is another one, and its output then remains to be
+// written.
+std::uint32_t TAM_NAME(rank_gaussian_filter_plain)([[maybe_unused]] const FilterMap* maps, [[maybe_unused]] int count,
+                                                   [[maybe_unused]] int kernel_size,
+                                                   [[maybe_unused]] const FilterTile& tile) {
 #if TAM_LANES >= 8
     FilterPlan plan;
     plan.kernel_size = kernel_size;
     switch (kernel_size) {
-        case 3: return filter_plain<3>(map, plan, tile);
-        case 5: return filter_plain<5>(map, plan, tile);
-        case 7: return filter_plain<7>(map, plan, tile);
-        default: return false;
+        case 3: return filter_plain<3>(maps, count, plan, tile);
+        case 5: return filter_plain<5>(maps, count, plan, tile);
+        case 7: return filter_plain<7>(maps, count, plan, tile);
+        default: return 0;
     }
 #else
-    return false;
+    return 0;
 #endif
 }
 

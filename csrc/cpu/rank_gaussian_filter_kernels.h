@@ -40,7 +40,9 @@ struct FilterPlan {
     std::int64_t merge_size = 0;
 };
 
-inline constexpr std::int64_t kFilterTileWidth = 256;  // at most
+// At most; a tile has one row or no more pixels than that.
+inline constexpr std::int64_t kFilterTileWidth = 256;
+inline constexpr std::int64_t kFilterTilePixels = 4096;
 
 struct FilterTile {
     std::int64_t row_begin = 0;
@@ -49,11 +51,14 @@ struct FilterTile {
     std::int64_t col_end = 0;
 };
 
+inline constexpr int kMostMaps = 8;  // that are filtered together, of no more pixels than a tile
+
 struct RankGaussianFilterKernels {
     const char* isa;
     // Filters in one pass what needs no plan: float32, float16 or bfloat16 values in contiguous rows, none of them negative,
-    // special or extreme. False, without a result, for anything else.
-    bool (*filter_plain)(const FilterMap& map, int kernel_size, const FilterTile& tile);
+    // special or extreme. The same tile of up to kMostMaps maps that differ in nothing but where they are, and whose outputs
+    // follow one another. Bit i tells whether that was so for map i; it has no result otherwise.
+    std::uint32_t (*filter_plain)(const FilterMap* maps, int count, int kernel_size, const FilterTile& tile);
     FilterScan (*scan)(const FilterMap& map, const FilterTile& tile);
     void (*filter_f32)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);
     void (*filter_f64)(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile);
@@ -67,7 +72,12 @@ const RankGaussianFilterKernels& rank_gaussian_filter_kernels();
 
 FilterPlan plan_filter(const FilterScan& scan, DType dtype, int kernel_size, bool constant_window_nan);
 
-// Scans, plans and filters one map on the calling thread.
-void filter_map(const RankGaussianFilterKernels& kernels, const FilterMap& map, int kernel_size, bool constant_window_nan);
+// How many maps of this size should be given to filter_maps at a time.
+int maps_together(std::int64_t height, std::int64_t width);
+
+// Scans, plans and filters maps on the calling thread: up to kMostMaps that differ in nothing but where they are, and whose
+// outputs follow one another.
+void filter_maps(const RankGaussianFilterKernels& kernels, const FilterMap* maps, int count, int kernel_size,
+                 bool constant_window_nan);
 
 }  // namespace tam::cpu

@@ -18,7 +18,9 @@ struct Pipeline {
     // Where the stages work, and what they hand on in registers.
     std::int64_t vector = 0;
     std::int64_t column_pitch = 0;
-    float half_unscale = 0.0f;
+    float half_unscale = 0.0f;  // a power of two; its inverse times the weights must not overflow, nor results underflow
+    f32v scale{};               // the inverse, and half of it
+    f32v half_scale{};
     f32v square{};
     f32v exponent{};
     f32v weight{};
@@ -210,13 +212,12 @@ struct Pipeline {
             p.weights += p.q9;
         } else if constexpr (Step == 10) {
             p.weighted += p.far;
-            p.weights += 0.5f;
+            // Times a power of two: exact, and the result comes out unscaled.
+            p.weights = fma(p.weights, p.scale, p.half_scale);
         } else if constexpr (Step == 11) {
             p.weighted = load<f32v>(slot) + p.weighted;
         } else if constexpr (Step == 12) {
             p.weighted /= p.weights;
-        } else if constexpr (Step == 15) {
-            p.weighted *= p.half_unscale;
         }
     }
 
@@ -270,7 +271,8 @@ struct Pipeline {
                                        std::int64_t count, Sink& to) {
         Pipeline p;
         p.column_pitch = column_pitch;
-        p.half_unscale = half_unscale;
+        p.scale = broadcast<f32v>(1.0f / half_unscale);
+        p.half_scale = broadcast<f32v>(0.5f / half_unscale);
         p.square = square;
         p.exponent = exponent;
         p.weight = weight;
@@ -293,20 +295,21 @@ struct Pipeline {
     static constexpr std::int64_t kStreamMemory = 4 * kRingPitch + kSlots * kSlotSize;
     static_assert(kStreamMemory <= 1024, "4 KiB, see Stream::kBlock");
 
-    // The windows of the `length` first values of a padded stream, columns and all; some vectors are read beyond it.
-    template <class Sink>
-    __attribute__((noinline)) void run_stream(const float* padded, std::int64_t pitch, std::int64_t length, float* memory,
-                                              Sink sink) {
+    // The windows of `vectors` vectors of padded streams, columns and all. Vector i begins at order.begin(i); kAhead more of
+    // them are read.
+    template <class Order, class Sink>
+    __attribute__((noinline)) void run_streams(const float* padded, std::int64_t pitch, const Order& order,
+                                               std::int64_t vectors, float* memory, Sink sink) {
         Pipeline p;
         p.column_pitch = kRingPitch;
-        p.half_unscale = half_unscale;
+        p.scale = broadcast<f32v>(1.0f / half_unscale);
+        p.half_scale = broadcast<f32v>(0.5f / half_unscale);
         p.square = p.next_square = f32v{};
         p.exponent = f32v{};
         p.weight = f32v{};
         float* const slots = memory + 4 * kRingPitch;
-        const std::int64_t vectors = (length + kLanes - 1) / kLanes;
         const auto place = [&](std::int64_t number) TAM_ALWAYS_INLINE {
-            const float* const from = padded + number * kLanes;
+            const float* const from = padded + order.begin(number);
             p.rows[0] = from;
             p.rows[1] = from + pitch;
             p.rows[2] = from + 2 * pitch;
@@ -324,7 +327,7 @@ struct Pipeline {
             const f32v result = advance<kSorts, kLeft>(p, number, reinterpret_cast<const std::int32_t*>(column),
                                                        column + 3 * kRingPitch, slots);
             if (number >= kDepth) {
-                Sink::put(sink, result);
+                Sink::put(sink, order, number - kDepth, result);
             }
             if (kSorts && ((number + kAhead) & (kRing - 1)) == 0) {
                 for (int row = 0; row < 4; ++row) {

@@ -18,10 +18,17 @@ TAM_INLINE bool is_plain(u32v largest, u32v smallest) {
     return !any_lane((largest > most_bits) | (smallest < least_bits));
 }
 
+// Vectors of a tile's padded stream that are made out of rows of the map, the others being reflections of these.
+template <int Radius>
+TAM_INLINE std::int64_t spread_vectors(const FilterMap& map, const FilterTile& tile) {
+    const std::int64_t rows = least(tile.row_end + Radius, map.height) - most(tile.row_begin - Radius, 0);
+    return (rows * (map.width + 2 * Radius) + kLanes - 1) / kLanes;
+}
+
 // Pads whole rows, contiguous in the map, in one stream. False, and nothing is worth anything, if a value is neither 0 nor
 // in the plain range.
 template <int Radius, class Format>
-TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* padded) {
+TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, const Spreading<Radius>& spreading, float* padded) {
     using Vector = typename Format::Vector;
     const std::int64_t width = map.width;
     const std::int64_t pitch = width + 2 * Radius;
@@ -32,28 +39,27 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* 
     float* const main = padded + (first - (tile.row_begin - Radius)) * pitch;
     u32v largest{};
     u32v smallest = ~u32v{};
-    std::int64_t to_gap = -Radius;  // the stream begins in the middle of a gap
-    std::int64_t next_row = 0;
-    for (std::int64_t i = 0; i < (last - first) * pitch; i += kLanes) {
-        const std::int64_t entry = Gaps<Radius>::entry(to_gap);
-        const std::int64_t from = next_row - (to_gap >= kLanes ? to_gap : kGaps<Radius>.shift[entry]);
-        const f32v row = __builtin_expect(from + kLanes <= available, 1)
-                             ? Format::widen(load<Vector>(source + from))
-                             : Format::widen(load_some<Vector>(source + from, available - from));
-        const f32v value = permuted(row, load<i32v>(kGaps<Radius>.spread[entry]));
+    const auto put = [&](std::int64_t i, const auto& read) TAM_ALWAYS_INLINE {
+        const f32v row = Format::widen(read(spreading.from(i)));
+        const f32v value = permuted(row, load<i32v>(spreading.lanes(i)));
         largest = larger(largest, (u32v)row);
         smallest = smaller(smallest, (u32v)row - 1);
-        store(main + i, value * kPlainScale);
-        to_gap -= kLanes;
-        const bool wraps = to_gap <= -2 * Radius;
-        to_gap += wraps ? pitch : 0;
-        next_row += wraps ? width : 0;
+        store(main + i * kLanes, value * kPlainScale);
+    };
+    const std::int64_t vectors = spread_vectors<Radius>(map, tile);
+    std::int64_t i = 0;
+    for (; i < vectors - 2; ++i) {
+        put(i, [=](std::int64_t from) TAM_ALWAYS_INLINE { return load<Vector>(source + from); });
+    }
+    // Behind the last two vectors' values there may be less than a vector of others.
+    for (; i < vectors; ++i) {
+        put(i, [=](std::int64_t from) TAM_ALWAYS_INLINE { return load_first<Vector>(source + from, available - from); });
     }
     const auto reflect_row = [&](std::int64_t row) {
         const float* const from = main + (reflect(row, map.height) - first) * pitch;
         float* const to = padded + (row - (tile.row_begin - Radius)) * pitch;
-        for (std::int64_t i = 0; i < pitch; i += kLanes) {
-            const std::int64_t place = least(i, pitch - kLanes);
+        for (std::int64_t x = 0; x < pitch; x += kLanes) {
+            const std::int64_t place = least(x, pitch - kLanes);
             store(to + place, load<f32v>(from + place));
         }
     };
@@ -67,59 +73,85 @@ TAM_INLINE bool fill_plain(const FilterMap& map, const FilterTile& tile, float* 
 }
 
 // How many floats to leave before a padded stream of rows so that its rows are not read where, modulo 4096 bytes, results
-// have just been stored: such loads wait. Results run up to six vectors behind, and fall back by a gap a row.
+// have just been stored: such loads wait. Results run up to six vectors behind, and `fall` back in the end.
 constexpr std::int64_t kPageFloats = 1024;
 constexpr std::int64_t kManyPixels = 1024;  // for which this is worth its while
 
-inline std::int64_t distance_from(const float* results, const float* rows, std::int64_t pitch, std::int64_t height) {
+inline std::int64_t distance_from(const float* results, const float* rows, std::int64_t pitch, std::int64_t fall) {
     constexpr std::int64_t kBehind = 6 * kLanes;
-    const std::int64_t near = 4 * kLanes + least(2 * height, kPageFloats / 4);
+    const std::int64_t near = 4 * kLanes + least(fall, kPageFloats / 4);
     const std::int64_t apart =
         static_cast<std::int64_t>((reinterpret_cast<std::uintptr_t>(results) - reinterpret_cast<std::uintptr_t>(rows)) / 4);
-    for (std::int64_t distance = 0; distance < kPageFloats; distance += kLanes) {
-        bool clear = true;
-        for (std::int64_t row = 0; row < 3; ++row) {
-            clear = clear && ((apart - distance - row * pitch - kBehind) & (kPageFloats - 1)) > near;
-        }
-        if (clear) {
-            return distance;
-        }
+    std::int64_t distance = 0;
+    for (std::int64_t row = 0, clear = 0; clear < 3 && distance < kPageFloats; row = row == 2 ? 0 : row + 1) {
+        const std::int64_t behind = (apart - distance - row * pitch - kBehind) & (kPageFloats - 1);
+        const std::int64_t too_near = all_ones_if(behind <= near);
+        distance += too_near & round_up(behind + 1, kLanes);  // to where this row is just clear
+        clear = (clear + 1) & ~too_near;
     }
-    return 0;
+    return distance < kPageFloats ? distance : 0;
 }
 
+// The same tile of maps whose results follow one another, one stream behind the other. Bits of the result tell which maps
+// were plain.
 template <int K, class Format>
-bool filter_as_stream(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+std::uint32_t filter_as_streams(const FilterMap* maps, int maps_count, const FilterPlan& plan, const FilterTile& tile) {
     using S = Stream<float, K, false>;
     constexpr int kRadius = K / 2;
-    const std::int64_t pitch = map.width + 2 * kRadius;
+    const std::int64_t width = maps[0].width;
+    const std::int64_t pitch = width + 2 * kRadius;
     const std::int64_t height = tile.row_end - tile.row_begin;
-    const std::int64_t count = height * map.width;
+    const std::int64_t map_size = height * width;
+    const std::int64_t count = maps_count * map_size;
     const std::int64_t used = (height + 2 * kRadius) * pitch;
+    const std::int64_t next = round_up(used, kLanes);
     const std::int64_t slack = 6 * kLanes;
-    float* const memory = static_cast<float*>(scratch(
-        ScratchSlot::filter, static_cast<std::size_t>(S::kMemory + kPageFloats + kLanes + used + slack) * sizeof(float)));
+    const std::int64_t ahead = 3 * kLanes + 2 * kRadius * pitch;  // read, where another map might follow
+    const std::int64_t needed = S::kMemory + kPageFloats + kLanes + maps_count * next + slack + ahead;
+    float* const memory =
+        static_cast<float*>(scratch(ScratchSlot::filter, static_cast<std::size_t>(needed) * sizeof(float)));
     float* const to = sizeof(typename Format::Storage) == sizeof(float)
-                          ? static_cast<float*>(map.output) + tile.row_begin * map.width
+                          ? static_cast<float*>(maps[0].output) + tile.row_begin * width
                           : memory + S::kMemory;
     // Stores that cross cache lines are slow: the rows that the map fills are aligned.
     const std::int64_t reflected = most(kRadius - tile.row_begin, 0) * pitch;
+    const std::int64_t fall = 2 * kRadius * height + (maps_count - 1) * (next - map_size);
     float* const padded = memory + S::kMemory + (round_up(reflected, kLanes) - reflected) +
-                          (count >= kManyPixels ? distance_from(to, memory + S::kMemory, pitch, height) : 0);
-    if (!fill_plain<kRadius, Format>(map, tile, padded)) {
-        return false;
+                          (count >= kManyPixels ? distance_from(to, memory + S::kMemory, pitch, fall) : 0);
+    const auto& spreading = Spreading<kRadius>::of(width, spread_vectors<kRadius>(maps[0], tile));
+    std::uint32_t plain = 0;
+    for (int i = 0; i < maps_count; ++i) {
+        const bool done = fill_plain<kRadius, Format>(maps[i], tile, spreading, padded + i * next);
+        plain |= static_cast<std::uint32_t>(done) << i;
     }
+    if (plain == 0) {
+        return 0;
+    }
+    float* const behind = padded + (maps_count - 1) * next + used;
     for (std::int64_t i = 0; i < slack; i += kLanes) {
-        store(padded + used + i, f32v{});
+        store(behind + i, f32v{});
     }
     const S stream{plan, kPlainScale, 0.5f / kPlainScale, pitch, memory};
-    const std::int64_t length = height * pitch - 2 * kRadius;
-    const std::int64_t offset = tile.row_begin * map.width;
-    stream.filter_stream(padded, length, Gathered<kRadius>{to, to + count, map.width, pitch});
-    if constexpr (sizeof(typename Format::Storage) != sizeof(float)) {
-        store_row(map, offset, to, count);
+#if TAM_LANES == 16
+    if constexpr (S::kPipelined) {
+        const auto& gathering = Gathering<kRadius>::of(width, height, maps_count, next);
+        Pipeline pipeline;
+        pipeline.half_unscale = stream.half_unscale;
+        pipeline.run_streams(padded, pitch, gathering, maps_count * gathering.vectors(width, height), memory,
+                             GatheredMaps<kRadius>{to, count});
+    } else
+#endif
+    {
+        for (int i = 0; i < maps_count; ++i) {
+            float* const first = to + i * map_size;
+            stream.filter_stream(padded + i * next, height * pitch - 2 * kRadius,
+                                 Gathered<kRadius>{first, first + map_size, width, pitch});
+        }
     }
-    return true;
+    if constexpr (sizeof(typename Format::Storage) != sizeof(float)) {
+        store_row(maps[0], tile.row_begin * width, to, count);
+    }
+    return plain;
 }
 
 // Where rows of windows go, each from its beginning on, in vectors of which the last may be a part.
@@ -211,7 +243,7 @@ struct MapRows {
                                              std::int64_t place) {
         i32v column[K];
         for (int i = 0; i < K; ++i) {
-            const f32v value = Format::widen(load_some<Vector>(from[i] + x, least(readable - x, kLanes)));
+            const f32v value = Format::widen(load_first<Vector>(from[i] + x, readable - x));
             largest = larger(largest, (u32v)value);
             smallest = smaller(smallest, (u32v)value - 1);
             column[i] = bits(value * kPlainScale);
@@ -267,24 +299,31 @@ bool filter_as_rows(const FilterMap& map, const FilterPlan& plan, const FilterTi
 }
 
 template <int K, class Format>
-bool filter_plain(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
+std::uint32_t filter_plain(const FilterMap* maps, int count, const FilterPlan& plan, const FilterTile& tile) {
     const std::int64_t width = tile.col_end - tile.col_begin;
-    const bool whole = width == map.width && (map.row_stride == width || map.height == 1);
-    return whole ? filter_as_stream<K, Format>(map, plan, tile) : filter_as_rows<K, Format>(map, plan, tile);
+    const bool whole = width == maps[0].width && (maps[0].row_stride == width || maps[0].height == 1);
+    if (whole) {
+        return filter_as_streams<K, Format>(maps, count, plan, tile);
+    }
+    std::uint32_t plain = 0;
+    for (int i = 0; i < count; ++i) {
+        plain |= static_cast<std::uint32_t>(filter_as_rows<K, Format>(maps[i], plan, tile)) << i;
+    }
+    return plain;
 }
 
 template <int K>
-bool filter_plain(const FilterMap& map, const FilterPlan& plan, const FilterTile& tile) {
-    if (map.col_stride != 1 || tile.col_end - tile.col_begin < kLanes) {
-        return false;
+std::uint32_t filter_plain(const FilterMap* maps, int count, const FilterPlan& plan, const FilterTile& tile) {
+    if (maps[0].col_stride != 1 || tile.col_end - tile.col_begin < kLanes) {
+        return 0;
     }
-    switch (map.dtype) {
-        case DType::f32: return filter_plain<K, Float32>(map, plan, tile);
-        case DType::f16: return filter_plain<K, Float16>(map, plan, tile);
-        case DType::bf16: return filter_plain<K, BFloat16>(map, plan, tile);
+    switch (maps[0].dtype) {
+        case DType::f32: return filter_plain<K, Float32>(maps, count, plan, tile);
+        case DType::f16: return filter_plain<K, Float16>(maps, count, plan, tile);
+        case DType::bf16: return filter_plain<K, BFloat16>(maps, count, plan, tile);
         case DType::f64: break;
     }
-    return false;
+    return 0;
 }
 
 #endif

@@ -281,7 +281,8 @@ struct Stream {
         if constexpr (kPipelined) {
             Pipeline pipeline;
             pipeline.half_unscale = half_unscale;
-            return pipeline.run_stream(padded, pitch, length, memory, sink);
+            return pipeline.run_streams(padded, pitch, InOrder{}, (length + kStep - 1) / kStep, memory,
+                                        InPlaceInOrder{sink.to});
         }
 #endif
         sort_columns(padded, 0, kAhead);

@@ -132,6 +132,48 @@ void test_plain_maps() {
     }
 }
 
+// Batches whose maps are filtered together, some of which are not plain: every map as alone, and nothing beyond the last.
+void test_maps_together() {
+    std::mt19937 random(7);
+    const std::int64_t shapes[][2] = {{16, 16}, {3, 17}, {9, 23}, {24, 24}, {36, 36}, {30, 47}, {61, 64}, {1, 40}, {2, 100}};
+    for (const auto& shape : shapes) {
+        const std::int64_t size = shape[0] * shape[1];
+        for (const std::int64_t count : {2, 7, 8, 9, 21}) {
+            std::vector<float> maps = random_values(count * size, random, 0.7);
+            const std::size_t step = static_cast<std::size_t>(size);
+            maps[step] = -1.0f;
+            if (count > 7) {
+                maps[7 * step - 1] = std::numeric_limits<float>::infinity();
+                maps[7 * step + step / 2] = 1e-30f;
+            }
+            for (const int k : {3, 5}) {
+                for_each_isa([&](const std::string& isa) {
+                    std::vector<float> output(maps.size() + 64, -2.0f);
+                    RankGaussianFilterParams params;
+                    params.input = maps.data();
+                    params.output = output.data();
+                    params.leading_dims = 1;
+                    params.leading_sizes[0] = count;
+                    params.leading_strides[0] = size;
+                    params.height = shape[0];
+                    params.width = shape[1];
+                    params.row_stride = shape[1];
+                    params.kernel_size = k;
+                    rank_gaussian_filter(&params, 1, 2);
+                    std::vector<float> expected;
+                    for (auto map = maps.begin(); map != maps.end(); map += size) {
+                        const std::vector<float> alone = run({map, map + size}, shape[0], shape[1], k);
+                        expected.insert(expected.end(), alone.begin(), alone.end());
+                    }
+                    expected.resize(output.size(), -2.0f);
+                    check(same_bits(output, expected), std::to_string(count) + " maps of " + std::to_string(shape[0]) + "x" +
+                                                           std::to_string(shape[1]) + " k=" + std::to_string(k) + " " + isa);
+                });
+            }
+        }
+    }
+}
+
 void test_scales() {
     std::mt19937 random(2);
     for (const float scale : {1e-30f, 1e-18f, 1.0f, 1e18f, 1e30f, 3e38f}) {
@@ -245,6 +287,7 @@ void test_empty() {
 int main() {
     test_oracle();
     test_plain_maps();
+    test_maps_together();
     test_scales();
     test_special_values();
     test_threads_and_tiles();
