@@ -157,8 +157,8 @@ def _unavailable(name: str) -> str:
     elif name == "triton":
         if not _installed("triton"):
             return "triton is not installed: pip install 'tam-fast[gpu]'"
-        if not (torch.cuda.is_available() or torch.xpu.is_available() or _interpreted()):
-            return "torch sees no device that triton has (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
+        if not (torch.cuda.is_available() or _interpreted()):
+            return "torch sees no CUDA device here (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
     elif name == "reference" and not _installed("scipy"):
         return "it needs scipy, which is not installed: pip install 'tam-fast[reference]'"
     return ""
@@ -175,9 +175,9 @@ def _refuses(name: str, device: torch.device) -> str:
     if name == "triton":
         if device.type == "cuda":
             return _old_device(device)
-        if device.type == "xpu" or (device.type == "cpu" and _interpreted()):
+        if device.type == "cpu" and _interpreted():
             return ""
-        return f"its kernels take tensors of a GPU, got one on {device}"
+        return f"its kernels take CUDA tensors, got one on {device}"
     return ""
 
 
@@ -271,7 +271,7 @@ def use_backend(name: str) -> Iterator[None]:
     ----------
     name : str
         ``"cpu"`` (compiled kernels; tensors of other devices are copied), ``"cuda"`` (compiled kernels, CUDA tensors),
-        ``"triton"`` (GPU tensors) or ``"reference"`` (numpy and scipy, written from the equations).
+        ``"triton"`` (CUDA tensors) or ``"reference"`` (numpy and scipy, written from the equations).
 
     Raises
     ------

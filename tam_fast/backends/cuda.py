@@ -8,6 +8,7 @@ arguments are brought into the kernels' form by a copy (``contiguous``, a list o
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -29,6 +30,7 @@ if _cuda.__version__ != __version__:
 _DTYPES = {torch.float32: _cuda.F32, torch.float16: _cuda.F16, torch.bfloat16: _cuda.BF16, torch.float64: _cuda.F64}
 _MAPS = {torch.float32: _cuda.F32, torch.uint8: _cuda.U8}
 _ABSENT = (0, 0, 0)
+_STREAMS = 8  # whose workspaces are kept
 
 
 def _stream(device: torch.device) -> int:
@@ -102,7 +104,10 @@ def token_scores(hidden: list[Tensor], classifier: Tensor, token_ids: list[Tenso
 def answer_scores(
     hidden: list[Tensor], classifier: Tensor, classes: list[Tensor], positions: list[Tensor], flag: Tensor
 ) -> list[Tensor]:
-    """Score classes (U,) at positions (P,) of every answer: (U, P) float32. `flag` (1,) int32 tells of NaN and Inf."""
+    """Score classes (U,) at positions (P,) of every answer: (U, P) float32. `flag` (1,) int32 tells of NaN and Inf.
+
+    The rows' stride is a multiple of 4.
+    """
     return _scores(hidden, classifier, classes, list(positions), flag.data_ptr())
 
 
@@ -113,16 +118,37 @@ def _scores(
     kept = []  # alive until the launch
     for states, ids, where in zip(hidden, classes, positions, strict=True):
         width = states.shape[0] if where is None else where.shape[0]
-        scores = torch.empty((ids.shape[0], width), dtype=torch.float32, device=states.device)
+        # Rows that begin at 16 bytes are read faster by what follows.
+        pitch = width if where is None else -(-width // 4) * 4
+        scores = torch.empty((ids.shape[0], pitch), dtype=torch.float32, device=states.device)
         ids = ids.contiguous()
         kept.append(ids)
         place = (0, width) if where is None else (where.data_ptr(), width)
-        items.append((_matrix(states), place, (ids.data_ptr(), ids.shape[0]), scores.data_ptr(), width))
-        outputs.append(scores)
-    tf32 = torch.get_float32_matmul_precision() != "highest"
-    with _on(classifier.device):
-        _cuda.token_scores(items, _matrix(classifier), flag, tf32, _stream(classifier.device))
+        items.append((_matrix(states), place, (ids.data_ptr(), ids.shape[0]), scores.data_ptr(), pitch))
+        outputs.append(scores[:, :width])
+    device = classifier.device
+    with _on(device):
+        stream = _stream(device)
+        memory = _workspace(device, stream)
+        place = (0, 0) if memory is None else (memory.data_ptr(), memory.numel())
+        _cuda.token_scores(items, _matrix(classifier), flag, stream, *place)
     return outputs
+
+
+_workspaces: OrderedDict[tuple[torch.device, int], Tensor] = OrderedDict()
+
+
+def _workspace(device: torch.device, stream: int) -> Tensor | None:
+    """Memory in which blocks that share the channels of a tile meet: one a stream, whose launches follow each other."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None  # a graph may run beside others, and when this memory is gone
+    found = _workspaces.get((device, stream))
+    if found is None:
+        found = torch.zeros(_cuda.TOKEN_SCORES_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        while len(_workspaces) >= _STREAMS:
+            _workspaces.popitem(last=False)
+        _workspaces[device, stream] = found
+    return found
 
 
 def least_squares_scale(target: Tensor, interference: Tensor) -> Tensor:
@@ -168,7 +194,7 @@ def estimated_causal_inference(
                 _ABSENT,
                 (0, 0, 0, 0, 0),
                 (targets, contexts, positions),
-                (0, 0, 0, 0),
+                _grids([(1, positions)], device),
                 maps.data_ptr(),
                 (maps.data_ptr(), _cuda.F32, 0, scale.data_ptr(), 0),
             )
@@ -202,7 +228,6 @@ def finish_maps(
         targets = _plain_indices(activation_rows[index], device)
         lengths = _plain_indices(text_length[index], device)
         context = None if context_rows is None else _plain_indices(context_rows[index], device)
-        kept.append((rows, r, shown, targets, lengths, context))
         maps, texts, scale, flat = places = (
             torch.empty((r.shape[0], rows.shape[1]), dtype=torch.float32, device=device),
             torch.empty(shown.shape, dtype=torch.float32, device=device),
@@ -210,6 +235,9 @@ def finish_maps(
             torch.empty(r.shape[0], dtype=torch.bool, device=device),
         )
         results.append(places)
+        with _on(device):
+            work = _work(maps)
+        kept.append((rows, r, shown, targets, lengths, context, work))
         items.append(
             (
                 _rows(rows, targets),
@@ -219,7 +247,7 @@ def finish_maps(
                 (*_rows(shown), shown.shape[1], lengths.data_ptr()),
                 (*r.shape, rows.shape[1]),
                 _grids(grids[index], device),
-                maps.data_ptr(),
+                work.data_ptr(),
                 (maps.data_ptr(), _cuda.F32, texts.data_ptr(), scale.data_ptr(), flat.data_ptr()),
             )
         )
@@ -230,6 +258,13 @@ def finish_maps(
         for place, found in zip(places, results[index], strict=True):
             place.copy_(found)
     return [o[0] for o in results], [o[1] for o in results], [o[2] for o in results], [o[3] for o in results]
+
+
+def _work(maps: Tensor) -> Tensor:
+    """Memory (T, N) for the interference: that of float32 maps, until they are made, if a map fits a block's memory."""
+    if maps.dtype == torch.float32 and maps.shape[1] <= _cuda.finish_maps_shared_positions():
+        return maps
+    return torch.empty(maps.shape, dtype=torch.float32, device=maps.device)
 
 
 def _answer(answer: DeviceAnswer, work: Tensor) -> tuple[Any, ...]:
@@ -258,15 +293,9 @@ def _answer(answer: DeviceAnswer, work: Tensor) -> tuple[Any, ...]:
 def answer_maps(answers: list[DeviceAnswer], kernel_size: int, *, constant_window_nan: bool = False) -> None:
     """Finish the maps of some answers from their scores, in two launches; results go to each answer's last four."""
     device = answers[0].scores.device
-    # float32 maps hold the interference until they are made.
-    work = [
-        answer.maps
-        if answer.maps.dtype == torch.float32
-        else torch.empty(answer.maps.shape, dtype=torch.float32, device=device)
-        for answer in answers
-    ]
-    items = [_answer(answer, place) for answer, place in zip(answers, work, strict=True)]
     with _on(device):
+        work = [_work(answer.maps) for answer in answers]
+        items = [_answer(answer, place) for answer, place in zip(answers, work, strict=True)]
         _cuda.interference(items, _stream(device))
         _cuda.finish_maps(items, kernel_size, constant_window_nan, _cuda.FINISH_MAPS, _stream(device))
 
@@ -302,8 +331,9 @@ def step_answer(step: DeviceStep, kernel_size: int) -> None:
         step.scale,
         step.flat,
     )
-    item = _answer(answer, step.maps)
     with _on(device):
+        work = _work(step.maps)
+        item = _answer(answer, work)
         _cuda.step_scores(scoring, _stream(device))
         _cuda.interference([item], _stream(device))
         _cuda.finish_maps([item], kernel_size, False, _cuda.FINISH_MAPS, _stream(device))

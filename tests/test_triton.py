@@ -1,0 +1,64 @@
+"""The Triton backend: its kernels on a GPU or else interpreted, and what it says where it cannot serve."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETING or torch.cuda.is_available():
+    from triton_cases import *  # noqa: F403
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env={**kept, **environment}
+    )
+
+
+if not INTERPRETING:
+
+    def test_cases_under_the_interpreter() -> None:
+        # Triton decides at its first import whether functions are interpreted, hence a process of their own.
+        options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(Path(__file__).resolve().parents[1]))
+        result = run("-m", "pytest", __file__, *options, TRITON_INTERPRET="1")
+        assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+        summary = result.stdout.strip().splitlines()[-1]
+        passed = re.search(r"(\d+) passed", summary)
+        assert passed is not None, summary
+        assert int(passed[1]) > 100, summary
+        assert "skipped" not in summary
+
+
+def test_importing_tam_fast_does_not_import_triton() -> None:
+    code = "import sys, tam_fast; tam_fast.rank_gaussian_filter; print('triton' in sys.modules)"
+    result = run("-c", code)
+    assert result.stdout.split() == ["False"], result.stderr
+
+
+def test_without_triton_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['triton'] = None; import tam_fast.backends.triton"
+    result = run("-c", code)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "needs Triton" in last
+    assert "pip install 'tam-fast[gpu]'" in last
+
+
+def test_without_a_device_info_says_so_and_operators_raise() -> None:
+    code = (
+        "import torch; from tam_fast.backends import triton as b; i = b.info(); print(i['available'], i['why']);"
+        "b.rank_gaussian_filter([torch.ones(3, 3)], 3)"
+    )
+    result = run("-c", code, CUDA_VISIBLE_DEVICES="")
+    assert result.stdout.startswith("False torch finds no CUDA device"), result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "expected CUDA tensors" in result.stderr
+    assert "got tensors on cpu" in result.stderr

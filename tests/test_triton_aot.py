@@ -1,0 +1,61 @@
+"""Every Triton kernel compiles to machine code for the GPUs that matter, without one, and keeps to its registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent
+# What a program may have without further ado on the smallest GPU of an architecture.
+SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024}
+
+
+def python(*arguments: str, cache: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "TAM_FAST_CACHE": str(cache / "tam_fast")}
+    result = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=FOLDER
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Every kernel of every ``triton_*`` module of the package, however it is used."""
+    code = """
+import importlib, json, pathlib
+import triton
+from tam_fast import backends
+from tam_fast.backends import triton_common
+names = []
+for file in pathlib.Path(backends.__file__).parent.glob("triton_*.py"):
+    module = importlib.import_module(f"tam_fast.backends.{file.stem}")
+    names += [name for name, value in vars(module).items() if name.endswith("_kernel")]
+assert set(names) == set(triton_common.KERNELS), (names, triton_common.KERNELS)
+print(json.dumps(sorted(names)))
+"""
+    return set(json.loads(python("-c", code, cache=tmp_path_factory.mktemp("cache"))))
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_kernel_compiles_and_neither_spills_nor_uses_local_memory(
+    architecture: int, kernels: set[str], tmp_path: Path
+) -> None:
+    lines = python(str(FOLDER / "triton_compiler.py"), str(architecture), cache=tmp_path).splitlines()
+    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    count = Counter(item["kernel"] for item in found)
+    assert set(count) == kernels, "a kernel that no wrapper launches, or that the compiler's calls do not reach"
+    for item in found:
+        taken = item["resources"]
+        assert taken["stack"] == 0, item
+        assert taken["local"] == 0, item
+        assert taken["registers"] <= 255, item
+        assert taken["dynamic"] <= SHARED_BYTES[architecture], item
