@@ -121,6 +121,7 @@ class DeviceContext:
         """Allocate what a step reads and writes; results lie side by side, to be read in one copy."""
         device, width = self._device, positions.numel()
         visual = width - n_p
+        pitch = -(-(width + capacity) // 4) * 4  # rows that begin at 16 bytes are read faster
         self._packed = torch.zeros(visual + n_p + capacity + 3, dtype=torch.float32, device=device)
         self._visual = visual
         return DeviceStep(
@@ -128,7 +129,7 @@ class DeviceContext:
             positions=positions,
             states=prompt.new_empty((capacity, prompt.shape[1])),
             classifier=classifier,
-            scores=torch.zeros((rows, width + capacity), dtype=torch.float32, device=device),
+            scores=torch.zeros((rows, pitch), dtype=torch.float32, device=device)[:, : width + capacity],
             state=torch.zeros(4, dtype=torch.int64, device=device),
             context_rows=torch.zeros(n_p + capacity, dtype=torch.int64, device=device),
             context_names=torch.zeros(n_p + capacity, dtype=torch.int64, device=device),

@@ -71,7 +71,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if how == "emulated":
         import cuda_modules
 
-        module = cuda_modules.emulated()
+        module = cuda_modules.emulation()
         monkeypatch.setitem(sys.modules, "tam_fast._cuda", module)
         monkeypatch.setattr(tam_fast, "_cuda", module, raising=False)
         for name in [name for name in sys.modules if name == "tam_fast.backends.cuda"]:
