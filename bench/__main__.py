@@ -1,7 +1,8 @@
 """Measure tam_fast beside its peers, print the tables, keep them as CSV and rewrite the README's.
 
 Each table is measured in fresh processes of its own; one-thread tables are pinned to a core. Every result is checked
-against the float64 oracle of the tests before it is timed.
+against the float64 oracle of the tests before it is timed. What is measured on a GPU has a command of its own,
+``python -m bench.gpu``; its results come into the README by ``--readme-only``.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             work(given, RESULTS)
         if not given.no_readme:
-            console.print(f"README: {', '.join(readme.update(README, readme.load(RESULTS)))}")
+            console.print(f"README: {', '.join(readme.update(README, readme.load(RESULTS), readme.load_gpu(RESULTS)))}")
     except (FailedError, readme.MarkerError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def line(machine: dict[str, str]) -> str:
     if machine["pinned"] == "no":
         parts.append("one-thread tables not pinned to a core")
     return ", ".join(parts)
+
+
+def gpu_line(machine: Mapping[str, str]) -> str:
+    """One line of text about the GPU of a table."""
+    parts = [machine["device"]]
+    parts += [f"{name} {machine[name]}" for name in ("driver", "cuda", "torch", "triton") if name in machine]
+    if machine.get("SM clock", "unknown") != "unknown":
+        parts.append(f"clocks as found (SM {machine['SM clock']} at rest, at most {machine['highest SM clock']})")
+    return ", ".join([*parts, f"tam_fast {machine['tam_fast']}", f"commit {machine['commit']}", machine["date"]])
 
 
 def reset_high_water() -> None:

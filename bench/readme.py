@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import machine
+from bench import gpu, machine
 from bench.records import Record, find, read
 from bench.tables import LINEAR_CHANNELS, TABLES
 
@@ -244,6 +244,57 @@ def _machines(results: Results) -> str:
     return " ".join(f"{', '.join(names)}: {text}." for text, names in lines.items()) + " By `python -m bench`."
 
 
+def _share(row: Record) -> str:
+    """Time, and the share of a copy's bandwidth that it is; `row` has its ratio to the copy of as many bytes."""
+    return f"{number(row.p50)} us" + ("" if not row.ratio_p50 else f" ({100 / row.ratio_p50:.0f} %)")
+
+
+def _gpu_filter(records: Sequence[Record]) -> str:
+    bandwidth = [row for row in records if row.unit == "GB/s"]
+    timed = [row for row in records if row.unit == "us" and row.case not in {row.case for row in bandwidth}]
+    cases = _unique([row.case for row in timed])
+    rows = [
+        [name, *("–" if (row := find(timed, case, name)) is None else _share(row) for case in cases)]
+        for name in _unique([row.name for row in timed])
+    ]
+    text = [_grid(["time (share of the bandwidth of a copy of the same maps)", *cases], rows)]
+    if bandwidth:
+        best = max(bandwidth, key=lambda row: row.p50)
+        text.append(f"Inputs rotate, so that none is in the cache. {best.case}: {number(best.p50)} GB/s.")
+    return "\n\n".join(text)
+
+
+def _gpu_times(records: Sequence[Record]) -> str:
+    """Each case of its own: they have few ways in common."""
+    rows = []
+    for row in records:
+        ratio = "" if row.ratio_p50 is None else factor(row.ratio_p50)
+        rows.append([row.case, row.name, f"{_spread(row)} {row.unit}", ratio])
+    for before, row in zip(reversed(rows[:-1]), reversed(rows[1:]), strict=True):
+        row[0] = "" if row[0] == before[0] else row[0]
+    return _grid(["", "", "p50 (p20 to p80)", "ratio"], rows, words=2)
+
+
+NOT_MEASURED = "Not yet measured. `bench/gpu_visit.sh` builds, tests and measures on a machine with a GPU."
+
+
+def on_a_gpu(results: Results) -> str:
+    """The tables of a GPU, or that there are none."""
+    parts = []
+    for name, title in gpu.TABLES.items():
+        if name in results:
+            records, measured_on = results[name]
+            render = _gpu_filter if name == "filter" else _gpu_times
+            parts += [f"{title}:", render(records), f"{machine.gpu_line(measured_on)}; `python -m bench.gpu {name}`."]
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def load_gpu(folder: Path) -> dict[str, tuple[list[Record], dict[str, str]]]:
+    """Read the results of every table of a GPU that has some."""
+    files = {name: folder / gpu.file_name(name) for name in gpu.TABLES}
+    return {name: read(file) for name, file in files.items() if file.is_file()}
+
+
 _RENDER = {
     "filter": _filter,
     "isa": _isa,
@@ -271,8 +322,8 @@ def load(folder: Path) -> dict[str, tuple[list[Record], dict[str, str]]]:
     return {name: read(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
 
 
-def update(file: Path, results: Results) -> list[str]:
-    """Rewrite the README's tables; returns the names of those that were.
+def update(file: Path, results: Results, of_gpu: Results | None = None) -> list[str]:
+    """Rewrite the README's tables, and what it says of a GPU if that is given; returns the names of those that were.
 
     Raises
     ------
@@ -281,6 +332,8 @@ def update(file: Path, results: Results) -> list[str]:
     """
     text = file.read_text(encoding="utf-8")
     made = contents(results)
+    if of_gpu is not None:
+        made["gpu"] = on_a_gpu(of_gpu)
     for name, content in made.items():
         text = replace(text, name, content)
     file.write_text(text, encoding="utf-8")

@@ -274,7 +274,7 @@ def test_nothing_is_written_where_a_marker_is_missing(tmp_path: Path) -> None:
 
 def test_the_readme_has_a_place_for_every_table() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert sorted(readme.markers(text)) == sorted([*TABLES, "summary", "machine"])
+    assert sorted(readme.markers(text)) == sorted([*TABLES, "summary", "machine", "gpu"])
     for name in readme.markers(text):
         readme.replace(text, name, "")
 
