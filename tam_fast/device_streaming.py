@@ -35,7 +35,7 @@ class _Values:
         self._slots[slot] = torch.tensor(values)
         to.copy_(self._slots[slot], non_blocking=True)
         if self._cuda:
-            self._events[slot].record()
+            self._events[slot].record(torch.cuda.current_stream(to.device))
 
 
 class DeviceContext:

@@ -223,7 +223,7 @@ def token_scores(hidden: Any, classifier: Any, token_ids: Any, *, backend: str |
     -----
     Products are accumulated in float32, on the CPU (16 partial sums, fused multiply-add) in an order that does not
     depend on the instruction set, the number of threads, T or S, so a token scored alone has the bits it has in a
-    batch. On a GPU float16 and bfloat16 go through tensor cores, float32 only if TF32 is asked for
+    batch. On a GPU float16 and bfloat16 go through tensor cores; float32 does only with Triton, if TF32 is asked for
     (``torch.set_float32_matmul_precision``). NaN propagates. Token ids on a GPU are checked, which waits for it, except
     while a CUDA graph is captured: then an id that is no row gives NaN. Not differentiable.
     """
