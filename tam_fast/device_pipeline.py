@@ -24,7 +24,7 @@ Results: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"  # maps (T, N), rel
 def to_device(arrays: Sequence[Integers], device: torch.device) -> list[Tensor]:
     """Bring int64 vectors to a device in one copy that is not waited for."""
     sizes = [array.size for array in arrays]
-    packed = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+    packed = torch.empty(sum(sizes), dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     np.concatenate(arrays, out=packed.numpy())
     return list(packed.to(device, non_blocking=True).split(sizes))
 

@@ -24,7 +24,7 @@ class _Values:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._slots = torch.zeros((_SLOTS, 4), dtype=torch.int64, pin_memory=self._cuda)
+        self._slots = torch.zeros((_SLOTS, 4), dtype=torch.int64, device="cpu", pin_memory=self._cuda)
         self._events = [torch.cuda.Event() for _ in range(_SLOTS)] if self._cuda else []
         self._next = 0
 
@@ -32,7 +32,7 @@ class _Values:
         slot, self._next = self._next, (self._next + 1) % _SLOTS
         if self._cuda:
             self._events[slot].synchronize()
-        self._slots[slot] = torch.tensor(values)
+        self._slots[slot] = torch.tensor(values, device="cpu")
         to.copy_(self._slots[slot], non_blocking=True)
         if self._cuda:
             self._events[slot].record(torch.cuda.current_stream(to.device))

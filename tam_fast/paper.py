@@ -40,7 +40,7 @@ def finish_paper(
         raster = residual[:, begin : begin + height * width].reshape(-1, height, width)
         begin += height * width
         # Padding the bottom and the right only makes the centred window of a cell the one that begins at it.
-        rows, columns = _reflect(height, kernel_size - 1), _reflect(width, kernel_size - 1)
+        rows, columns = (_reflect(size, kernel_size - 1, raster.device) for size in (height, width))
         half = kernel_size // 2
         padded = ops.rank_gaussian_filter(raster[:, rows][:, :, columns], kernel_size, backend=backend)
         filtered.append(padded[:, half : half + height, half : half + width].reshape(-1, height * width))
@@ -55,9 +55,9 @@ def finish_paper(
     return maps, shown, scale, flat
 
 
-def _reflect(size: int, after: int) -> Tensor:
+def _reflect(size: int, after: int, device: torch.device) -> Tensor:
     """Indices of an axis padded by reflection at its end: (size + after,)."""
-    positions = torch.arange(size + after)
+    positions = torch.arange(size + after, device=device)
     if size == 1:
         return torch.zeros_like(positions)
     folded = positions % (2 * (size - 1))

@@ -107,6 +107,20 @@ def test_a_result_repeats_bit_for_bit(device: torch.device) -> None:
         assert torch.equal(again.scale, first.scale)
 
 
+def test_defaults_of_torch_are_no_matter(device: torch.device) -> None:
+    case = Case([(4, 5)], n_t=3).to(device)
+    for compat in (None, "official", "paper"):
+        expected = case.maps(compat=compat)
+        with torch.device("meta"):
+            got = case.maps(compat=compat)
+        assert torch.equal(got.maps, expected.maps)
+        assert torch.equal(got.relevance, expected.relevance)
+    steps = stream(case)
+    with torch.device("meta"):
+        for got, expected in zip(stream(case), steps, strict=True):
+            assert torch.equal(got.map, expected.map)
+
+
 def test_a_token_that_nothing_activates_is_flat(device: torch.device) -> None:
     case = Case([(4, 5)], n_p=2, n_t=3)
     case.hidden = -case.hidden.abs()

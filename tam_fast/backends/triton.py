@@ -181,7 +181,8 @@ def _launch_items(
         for count, item in some:
             rows.append((first, *item))
             first += count
-        table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        table = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+        table = table.to(device, non_blocking=True)
         return _launch(
             kernel, first, configuration, table.data_ptr(), len(some), *common, *(0,) * len(items[0]), **constants
         )
