@@ -311,8 +311,8 @@ def backend_info() -> dict[str, Any]:
     dict
         ``version``, ``backend`` and ``why`` (of CPU tensors, or the one that was asked for), ``threads`` (of
         ``torch.get_num_threads()``), ``isa`` and ``available_isas`` of the CPU kernels, ``cuda`` and ``triton``
-        (``{"built": bool, "usable": bool, "why": str}`` and what they tell of themselves), and ``operators``: for each
-        operator a mapping from device type to a short description.
+        (``{"built": bool, "usable": bool, "why": str}`` and what they tell of themselves), ``operators``: for each
+        operator a mapping from device type to a short description, and ``cuda_why``: why CUDA tensors are served so.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from answers import Case, check, stream
 
 import tam_fast
 from tam_fast import _backends
+from tam_fast.backends import _device
 
 SIZES = [[(6, 7)], [(1, 1)], [(2, 2), (5, 3)], [(4, 4), (4, 4)], [(17, 16)]]
 
@@ -119,6 +120,21 @@ def test_defaults_of_torch_are_no_matter(device: torch.device) -> None:
     with torch.device("meta"):
         for got, expected in zip(stream(case), steps, strict=True):
             assert torch.equal(got.map, expected.map)
+
+
+def test_a_table_of_grids_outlives_the_cache_once_a_graph_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_device, "_captured", [])
+    sizes = [(2, 2), (5, 3)]
+    table = _device.grid_table(sizes, torch.device("cpu"))
+    assert table.tolist() == [[2, 2, 0], [5, 3, 4]]
+    assert _device.grid_table(sizes, torch.device("cpu")) is table
+    assert not _device._captured
+    monkeypatch.setattr(_device, "_grid_table", lambda sizes, device: table)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for _ in range(2):
+        _device.grid_table(sizes, torch.device("cuda:0"))
+    assert len(_device._captured) == 1
+    assert _device._captured[0] is table
 
 
 def test_a_token_that_nothing_activates_is_flat(device: torch.device) -> None:

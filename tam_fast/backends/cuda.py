@@ -11,7 +11,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from tam_fast import _cuda
 from tam_fast._version import __version__
-from tam_fast.backends._device import DeviceAnswer, DeviceStep
+from tam_fast.backends._device import DeviceAnswer, DeviceStep, float_rows, grid_table, indices
 
 if _cuda.__version__ != __version__:
     # A checkout beside an older installation, say: addresses passed in another order would be undefined behaviour.
@@ -53,33 +52,13 @@ def _rows(x: Tensor, rows: Tensor | None = None) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), 0 if rows is None else rows.data_ptr()
 
 
-def _plain(x: Tensor) -> Tensor:
-    """The matrix as the kernels of maps read it: float32, unit column stride."""
-    x = x.to(torch.float32)
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-
-
-def _plain_indices(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device=device, dtype=torch.int64).contiguous()
-
-
-@lru_cache(maxsize=256)
-def _grid_table(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(G, 3) int64: height, width and offset of grids that are not of one size."""
-    table, begin = [], 0
-    for height, width in sizes:
-        table.append((height, width, begin))
-        begin += height * width
-    return torch.tensor(table, dtype=torch.int64).to(device)
-
-
 def _grids(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[int, int, int, int]:
     if not sizes:
         return 0, 0, 0, 0
     height, width = sizes[0]
     if all(size == sizes[0] for size in sizes):
         return len(sizes), height, width, 0
-    return len(sizes), 0, 0, _grid_table(tuple(map(tuple, sizes)), device).data_ptr()
+    return len(sizes), 0, 0, grid_table(sizes, device).data_ptr()
 
 
 def rank_gaussian_filter(maps: list[Tensor], kernel_size: int, *, constant_window_nan: bool = False) -> list[Tensor]:
@@ -181,7 +160,7 @@ def estimated_causal_inference(
     device = activation[0].device
     causal, scales, items, kept = [], [], [], []
     for given in zip(activation, context, relevance, strict=True):
-        a, c, r = (_plain(x) for x in given)
+        a, c, r = (float_rows(x) for x in given)
         kept.append((a, c, r))
         (targets, positions), contexts = a.shape, c.shape[0]
         maps = torch.empty((targets, positions), dtype=torch.float32, device=device)
@@ -224,10 +203,10 @@ def finish_maps(
     device = scores[0].device
     items, kept, results = [], [], []
     for index, (given, weights, text) in enumerate(zip(scores, relevance, text_relevance, strict=True)):
-        rows, r, shown = _plain(given), _plain(weights), _plain(text)
-        targets = _plain_indices(activation_rows[index], device)
-        lengths = _plain_indices(text_length[index], device)
-        context = None if context_rows is None else _plain_indices(context_rows[index], device)
+        rows, r, shown = float_rows(given), float_rows(weights), float_rows(text)
+        targets = indices(activation_rows[index], device)
+        lengths = indices(text_length[index], device)
+        context = None if context_rows is None else indices(context_rows[index], device)
         maps, texts, scale, flat = places = (
             torch.empty((r.shape[0], rows.shape[1]), dtype=torch.float32, device=device),
             torch.empty(shown.shape, dtype=torch.float32, device=device),
@@ -317,20 +296,7 @@ def step_answer(step: DeviceStep, kernel_size: int) -> None:
         places,
         step.flag.data_ptr(),
     )
-    answer = DeviceAnswer(
-        step.scores,
-        step.context_rows,
-        step.context_names,
-        step.target[:1],
-        step.target[1:2],
-        step.target[2:],
-        step.target[2:],
-        step.sizes,
-        step.maps,
-        step.relevance,
-        step.scale,
-        step.flat,
-    )
+    answer = step.as_answer()
     with _on(device):
         work = _work(step.maps)
         item = _answer(answer, work)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,7 +33,7 @@ from tam_fast.backends import (
     triton_token_scores,
     tuning,
 )
-from tam_fast.backends._device import DeviceAnswer, DeviceStep
+from tam_fast.backends._device import DeviceAnswer, DeviceStep, float_rows, grid_table, indices
 from tam_fast.backends.tuning import Configuration, Tuner
 
 __all__ = [
@@ -200,29 +199,6 @@ def _tiles(size: int, block: int) -> int:
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
-def _indices(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device=device, dtype=torch.int64).contiguous()
-
-
-def _plain(x: Tensor) -> Tensor:
-    """The matrix as the kernels of maps read it: float32, unit column stride."""
-    x = x.to(torch.float32)
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-
-
-@lru_cache(maxsize=1024)
-def _grid_table(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(G, 3) int64: height, width and offset of grids that are not of one size."""
-    table, begin = [], 0
-    for height, width in sizes:
-        table.append((height, width, begin))
-        begin += height * width
-    return torch.tensor(table, dtype=torch.int64).to(device)
-
-
-_captured: list[Tensor] = []  # tables that a graph may read as long as the process lives
-
-
 def _grids(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[int, int, int, int]:
     """Count, height and width of grids; or count and a table."""
     if not sizes:
@@ -230,10 +206,7 @@ def _grids(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[int,
     height, width = sizes[0]
     if all(tuple(size) == (height, width) for size in sizes):
         return len(sizes), height, width, 0
-    table = _grid_table(tuple((int(h), int(w)) for h, w in sizes), device)
-    if _capturing() and not any(table is kept for kept in _captured):
-        _captured.append(table)
-    return len(sizes), 1, 1, table.data_ptr()
+    return len(sizes), 1, 1, grid_table(sizes, device).data_ptr()
 
 
 def _operands(hidden: Tensor, classifier: Tensor) -> tuple[Tensor, Any, str, str]:
@@ -365,8 +338,8 @@ def _scores(
     groups: dict[torch.dtype, list[tuple[Tensor, tuple[int, ...]]]] = {}
     for states, ids, where in zip(hidden, classes, positions, strict=True):
         states = _operands(states, classifier)[0]
-        ids = _indices(ids, device)
-        where = None if where is None else _indices(where, device)
+        ids = indices(ids, device)
+        where = None if where is None else indices(where, device)
         width = states.shape[0] if where is None else where.shape[0]
         scores = torch.empty((ids.shape[0], width), dtype=torch.float32, device=device)
         kept.append((states, ids, where))
@@ -681,7 +654,7 @@ def estimated_causal_inference(
     """Causal maps (T, N) and scales (T,), float32, from (T, N), (K, N), (T, K) of every answer. Two launches."""
     items = []
     for given in zip(activation, context, relevance, strict=True):
-        a, c, r = (_plain(x) for x in given)
+        a, c, r = (float_rows(x) for x in given)
         causal = torch.empty(a.shape, dtype=torch.float32, device=a.device)
         scale = torch.empty(a.shape[0], dtype=torch.float32, device=a.device)
         shape = a.shape[0], c.shape[0], a.shape[1]
@@ -706,7 +679,7 @@ def finish_maps(
     """Scores to finished maps; arguments and results as in ``tam_fast.backends.cpu.finish_maps``."""
     items, results = [], []
     for index, (given, weights, words) in enumerate(zip(scores, relevance, text_relevance, strict=True)):
-        rows, r, text, device = _plain(given), _plain(weights), _plain(words), given.device
+        rows, r, text, device = float_rows(given), float_rows(weights), float_rows(words), given.device
         shape = r.shape[0], r.shape[1], rows.shape[1]
         places = (
             torch.empty((shape[0], shape[2]), dtype=torch.float32, device=device),
@@ -717,13 +690,13 @@ def finish_maps(
         results.append(places)
         items.append(
             _Item(
-                _Rows(rows, _indices(activation_rows[index], device)),
-                _Rows(rows, None if context_rows is None else _indices(context_rows[index], device)),
+                _Rows(rows, indices(activation_rows[index], device)),
+                _Rows(rows, None if context_rows is None else indices(context_rows[index], device)),
                 _Rows(r),
                 None,
                 _Rows(text),
                 text.shape[1],
-                _indices(text_length[index], device),
+                indices(text_length[index], device),
                 shape,
                 grids[index],
                 *places,
@@ -827,20 +800,7 @@ def step_answer(step: DeviceStep, kernel_size: int) -> None:
     number_format = str(step.prompt.dtype).removeprefix("torch.") + ("" if aligned else "-strided")
     with _on(device):
         launch(_configured("step_scores", number_format, (positions, step.prompt.shape[1]), launch))
-    answer = DeviceAnswer(
-        step.scores,
-        step.context_rows,
-        step.context_names,
-        step.target[:1],
-        step.target[1:2],
-        step.target[2:],
-        step.target[2:],
-        step.sizes,
-        step.maps,
-        step.relevance,
-        step.scale,
-        step.flat,
-    )
+    answer = step.as_answer()
     answer_maps([answer], kernel_size)
 
 
