@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -547,6 +548,30 @@ inline float float_of(std::uint16_t bits) {
     }
 }
 
+// Tensor cores do not round. Products are exact; they and the accumulator are cut off where the largest of them has 2 bits
+// more than float32, and so is their sum to float32. (Fasi, Higham, Mikaitis and Pranesh 2021, Numerical behavior of NVIDIA
+// tensor cores: an A100 adds 8 products of halves at once.)
+inline constexpr int kAddends = 9;
+
+inline float truncated_sum(const double (&addends)[kAddends]) {
+    double largest = 0.0;
+    double sum = 0.0;
+    for (const double addend : addends) {
+        largest = std::fmax(largest, std::fabs(addend));
+        sum += addend;
+    }
+    if (largest == 0.0 || !std::isfinite(sum)) {
+        return static_cast<float>(sum);
+    }
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - 25);
+    sum = 0.0;
+    for (const double addend : addends) {
+        sum += std::trunc(addend / unit) * unit;
+    }
+    const float rounded = static_cast<float>(sum);
+    return std::fabs(static_cast<double>(rounded)) > std::fabs(sum) ? std::nextafterf(rounded, 0.0f) : rounded;
+}
+
 template <class Half>
 void multiply_matrices(unsigned char* const* lanes, unsigned) {
     float a[16][16];
@@ -568,11 +593,13 @@ void multiply_matrices(unsigned char* const* lanes, unsigned) {
         for (int i = 0; i < 4; ++i) {
             const int row = lane / 4 + i / 2 * 8;
             const int column = lane % 4 * 2 + i % 2;
-            double sum = static_cast<double>(registers[lane].d[i]);
-            for (int k = 0; k < 16; ++k) {
-                sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k][column]);
+            for (int k = 0; k < 16; k += kAddends - 1) {
+                double addends[kAddends] = {static_cast<double>(registers[lane].d[i])};
+                for (int n = 1; n < kAddends; ++n) {
+                    addends[n] = static_cast<double>(a[row][k + n - 1]) * static_cast<double>(b[k + n - 1][column]);
+                }
+                registers[lane].d[i] = truncated_sum(addends);
             }
-            registers[lane].d[i] = static_cast<float>(sum);
         }
         std::memcpy(lanes[lane], &registers[lane], sizeof(MatrixRegisters));
     }
