@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from tam_fast.backends.triton_common import at, field, given_for, is_finite, item_of, kernel, rectified, row_of
-from tam_fast.backends.triton_token_scores import row_pointers
+from tam_fast.backends.triton_token_scores import partial_products, row_pointers
 
 
 @triton.jit
@@ -312,7 +312,7 @@ def interference_from_states_kernel(
                 mask=(known_position & (n < size))[None, :] & inside[:, None],
                 other=0.0,
             )
-            scores = tl.dot(weight.to(FACTOR), state.to(FACTOR), scores, input_precision=PRECISION)
+            scores += partial_products(weight.to(FACTOR), state.to(FACTOR), PRECISION)
         scores = tl.where(known_token[:, None] & known_position[None, :], scores, float("nan"))
         a = rectified(tl.where((k < last)[:, None] & (n < size)[None, :], scores, 0.0))
         r = relevance_of(relevance, lines, context_names, name, length, k) * factor[:, None]

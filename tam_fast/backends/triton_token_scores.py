@@ -18,6 +18,13 @@ def row_pointers(address, rows, row_stride, ELEMENT: tl.constexpr, ALIGNED: tl.c
     return base + rows * row_stride
 
 
+@triton.jit
+def partial_products(weight, state, PRECISION: tl.constexpr):
+    """Products of one block of channels, to be added up by ordinary additions: tensor cores truncate their sums."""
+    # Given a limit the compiler leaves the addition alone instead of handing it to the tensor core.
+    return tl.dot(weight, state, input_precision=PRECISION, max_num_imprecise_acc=weight.shape[1])
+
+
 @kernel
 def token_scores_kernel(
     table: tl.int64,
@@ -93,7 +100,7 @@ def token_scores_kernel(
             mask=known_position[None, :] & inside[:, None],
             other=0.0,
         )
-        sums = tl.dot(weight.to(FACTOR), state.to(FACTOR), sums, input_precision=PRECISION)
+        sums += partial_products(weight.to(FACTOR), state.to(FACTOR), PRECISION)
 
     wanted = (u < class_count)[:, None] & (p < position_count)[None, :]
     sums = tl.where(known_token[:, None] & known_position[None, :], sums, float("nan"))
