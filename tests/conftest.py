@@ -78,9 +78,13 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             monkeypatch.delitem(sys.modules, name)
     elif how == "interpreted":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if how:
+        import twin_device
+
+        twin_device.serve(monkeypatch)
     try:
         with tam_fast.use_backend(backend):
-            yield torch.device("cpu" if how else "cuda:0")
+            yield twin_device.DEVICE if how else torch.device("cuda:0")
     finally:
         if how == "emulated":
             sys.modules.pop("tam_fast.backends.cuda", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import conftest_models
 import numpy as np
 import pytest
 import tolerances
@@ -237,10 +238,11 @@ def test_operators_stay_on_the_device(device: torch.device) -> None:
 def test_a_map_larger_than_the_memory_of_a_block(device: torch.device) -> None:
     if _backends._interpreted() and not _backends._emulated():
         pytest.skip("takes minutes in Triton's interpreter; tests/test_triton.py has maps of several programs")
-    scores = torch.rand(2, 260 * 260, generator=torch.Generator().manual_seed(5))
-    index = torch.tensor([1])
-    relevance, text = torch.tensor([[0.4]]), torch.tensor([[0.4, 2.0]])
-    arguments = ([scores], [index], [index - 1], [relevance], [text], [index + 1], [260, 260], [1])
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.rand(6, 260 * 260, generator=generator)
+    index = torch.arange(1, 6)  # more targets than are worked on one by one
+    relevance, text = torch.rand(5, 1, generator=generator), torch.rand(5, 2, generator=generator)
+    arguments = ([scores], [index], [index[:1] - 1], [relevance], [text], [index % 3], [260, 260], [1])
     expected = torch.ops.tam_fast.finish_maps.default(*arguments, 3, False, "cpu")
     moved = [[part.to(device) for part in parts] for parts in arguments[:6]]
     got = torch.ops.tam_fast.finish_maps.default(*moved, *arguments[6:], 3)
@@ -254,12 +256,34 @@ def test_explainer_and_stream_of_a_model(device: torch.device) -> None:
         pytest.skip("takes minutes in Triton's interpreter")
     model, processor = tam_fast.load_demo()
     image = Path(tam_fast.__file__).parent / "demo" / "assets" / "scenes" / "scene-1.png"
-    explainer = tam_fast.Explainer(model.to(device), processor)
     with tam_fast.use_backend("cpu"):
         expected = tam_fast.Explainer(model, processor).explain(images=image, max_new_tokens=4)
+    explainer = tam_fast.Explainer(model.to(device), processor)
     got = explainer.explain(images=image, max_new_tokens=4)
     assert got.token_ids == expected.token_ids
     assert got.maps.maps.device.type == "cpu"
     compare(got.maps, expected.maps)
     for step, row in zip(explainer.stream(images=image, max_new_tokens=4), expected.maps.maps, strict=True):
+        assert (step.map.flatten() - row).abs().max() <= tolerances.DEVICE
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl", "llava-1.5"])
+def test_explainer_and_stream_of_every_family(device: torch.device, family: str) -> None:
+    """Generated and given answers, and streams, of tiny models whose weights are on the device."""
+    if family == "llava-1.5":
+        processor = conftest_models.llava_processor()
+        model = conftest_models.llava_model(processor)
+    else:
+        processor = conftest_models.qwen_processor()
+        model = conftest_models.qwen_model(processor, version=family.removeprefix("qwen").removesuffix("-vl"))
+    arguments = {"images": conftest_models.picture(), "max_new_tokens": 3}
+    with tam_fast.use_backend("cpu"):
+        expected = tam_fast.Explainer(model, processor).explain(**arguments)
+    explainer = tam_fast.Explainer(model.to(device), processor)
+    got = explainer.explain(**arguments)
+    given = explainer.explain(images=arguments["images"], answer=got.token_ids)
+    assert got.token_ids == given.token_ids == expected.token_ids
+    compare(got.maps, expected.maps)
+    compare(given.maps, expected.maps)
+    for step, row in zip(explainer.stream(**arguments), expected.maps.maps, strict=True):
         assert (step.map.flatten() - row).abs().max() <= tolerances.DEVICE
