@@ -142,6 +142,18 @@ def test_small_values_beside_large_ones(target: Target, low: float, kernel_size:
     assert error(got, maps, kernel_size) <= tolerances.FILTER_SPARSE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel_size", NETWORKS)
+def test_squares_that_underflow_beside_large_values(target: Target, dtype: torch.dtype, kernel_size: int) -> None:
+    """The square of a window's sum may be near the smallest denormal, and the sum of squares 0."""
+    maps = dense(161, 8, 24)
+    maps[:, :, 10:] = (0.9 + 0.2 * maps[:, :, 10:]) * torch.logspace(-26, -18, 161)[:, None, None]
+    maps = maps.to(dtype)
+    (got,) = filtered(target, [maps], kernel_size)
+    allowed = tolerances.FILTER_BFLOAT16 if dtype == torch.bfloat16 else tolerances.FILTER_SPARSE
+    assert error(got, maps, kernel_size) <= allowed
+
+
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),

@@ -180,10 +180,10 @@ template <int Count>
 TAM_DEVICE float weighted_mean(const float* sorted, float sum, float squares) {
     constexpr int kMiddle = Count / 2;
     // One-pass variance: it only cancels where the deviation is small against the mean, and there the weights vanish. The
-    // smallest denormal makes 0 / 0 an infinite exponent, which means the median as well.
-    const float minus_square = fmaf(-sum, sum, 0x1p-149f);
-    const float deviation = fmaf(static_cast<float>(Count), squares, minus_square);
-    const float exponent = fabsf(minus_square * reciprocal_approximate(deviation) * kHalfLog2E);
+    // smallest denormal makes 0 / 0, of a sum whose square underflows as well, an infinite exponent: the median.
+    const float square = fmaf(sum, sum, 0x1p-149f);
+    const float deviation = fmaf(static_cast<float>(Count), squares, -square);
+    const float exponent = fabsf(square * reciprocal_approximate(deviation) * kHalfLog2E);
     float numerator = sorted[kMiddle];
     float weights = 0.0f;
     if constexpr (kMiddle == 4) {
