@@ -262,8 +262,9 @@ TAM_DEVICE void filter_grids(const AnswerItem& item, const float* values, int ke
     }
 }
 
-template <int K, int Capacity>
-TAM_KERNEL void __launch_bounds__(kThreads)
+// Shared: every map fits shared memory, and accesses need not find out where theirs is.
+template <int K, bool Shared, int Capacity>
+TAM_KERNEL void __launch_bounds__(kThreads, K == 7 ? 1 : 2)
     finish_maps_kernel(const __grid_constant__ Items<AnswerItem, Capacity> items, int kernel_size, bool constant_window_nan,
                        FinishStage stage, std::int64_t shared_positions) {
     std::int64_t target;
@@ -308,7 +309,8 @@ TAM_KERNEL void __launch_bounds__(kThreads)
     }
 
     // Eq. 3: one scale for the map and the text.
-    float* const work = size <= shared_positions ? reinterpret_cast<float*>(shared_memory() + kMapOffset) : interference;
+    float* const work =
+        Shared || size <= shared_positions ? reinterpret_cast<float*>(shared_memory() + kMapOffset) : interference;
     std::int64_t text_length = item.text_size;
     if (item.text_lengths != nullptr) {
         const std::int64_t length = item.text_lengths[target];
@@ -366,14 +368,14 @@ std::int64_t finish_maps_shared_positions() {
 
 namespace {
 
-template <int K>
+template <int K, bool Shared>
 cudaError_t launch_of_size(const AnswerItem* items, std::int64_t count, int kernel_size, bool constant_window_nan,
                            FinishStage stage, std::int64_t shared_positions, std::size_t shared_bytes, cudaStream_t stream) {
     return launch_items(
         items, count, [](const AnswerItem& item) { return item.targets; },
         [&](const auto& batch, std::int64_t blocks) {
             constexpr int kCapacity = std::decay_t<decltype(batch)>::kCapacity;
-            return launch(&finish_maps_kernel<K, kCapacity>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+            return launch(&finish_maps_kernel<K, Shared, kCapacity>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
                           shared_bytes, stream, batch, kernel_size, constant_window_nan, stage, shared_positions);
         });
 }
@@ -384,6 +386,7 @@ cudaError_t launch_finish_maps(const AnswerItem* items, std::int64_t count, int 
                                FinishStage stage, std::int64_t shared_positions, cudaStream_t stream) {
     constexpr std::int64_t kLongest = std::numeric_limits<std::int32_t>::max() / 16;  // a map's indices fit 32 bits
     std::int64_t longest = 0;
+    bool shared = true;
     for (std::int64_t i = 0; i < count && stage == FinishStage::maps; ++i) {
         const AnswerItem& item = items[i];
         const bool in_place = item.interference == nullptr || static_cast<void*>(item.interference) == item.maps;
@@ -392,11 +395,14 @@ cudaError_t launch_finish_maps(const AnswerItem* items, std::int64_t count, int 
             return cudaErrorInvalidValue;
         }
         longest = item.positions <= shared_positions ? std::max(longest, item.positions) : longest;
+        shared = shared && item.positions <= shared_positions;
     }
     const std::size_t shared_bytes = kMapOffset + static_cast<std::size_t>(longest * kBytesOfPosition);
     const auto launch_kernel = [&](auto size) {
-        return launch_of_size<decltype(size)::value>(items, count, kernel_size, constant_window_nan, stage, shared_positions,
-                                                     shared_bytes, stream);
+        constexpr int kSize = decltype(size)::value;
+        return (shared ? launch_of_size<kSize, true> : launch_of_size<kSize, false>)(items, count, kernel_size,
+                                                                                     constant_window_nan, stage,
+                                                                                     shared_positions, shared_bytes, stream);
     };
     switch (kernel_size) {
         case 3: return launch_kernel(std::integral_constant<int, 3>());

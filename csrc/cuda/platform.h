@@ -195,7 +195,10 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t
     const void* const function = reinterpret_cast<const void*>(kernel);
     cudaError_t error = cudaSuccess;
     if (shared_bytes > kSharedBytesWithoutAsking) {
-        error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        // The most there is, not what this launch takes: the attribute is the function's, and another thread may be about
+        // to launch it with more.
+        error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(largest_shared_bytes()));
     }
     if (error == cudaSuccess) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
