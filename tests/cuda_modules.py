@@ -100,7 +100,7 @@ def emulation_folder() -> Path:
     return cache
 
 
-def _import(name: str, path: Path) -> ModuleType:
+def import_module(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -112,7 +112,7 @@ def _import(name: str, path: Path) -> ModuleType:
 @functools.cache
 def emulation() -> Any:
     """Return the module ``_cuda_emulated`` of the checkout's sources."""
-    module = _import("_cuda_emulated", next(emulation_folder().glob("_cuda_emulated*.so")))
+    module = import_module("_cuda_emulated", next(emulation_folder().glob("_cuda_emulated*.so")))
     assert module.emulated
     return module
 
