@@ -44,6 +44,12 @@ def dense(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32)).to(DEVICE)
 
 
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor; those of one NaN for all of them."""
+    x = x.masked_fill(torch.isnan(x), float("nan")).contiguous()
+    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+
+
 def host(x: torch.Tensor) -> np.ndarray:
     return x.double().cpu().numpy()
 
@@ -133,6 +139,36 @@ def test_strides_do_not_matter(dtype: torch.dtype, kernel_size: int) -> None:
         assert torch.equal(filtered(view, kernel_size), expected)
     assert torch.equal(filtered(maps[:1].expand(shape), kernel_size)[2], expected[0])
     assert torch.equal(filtered(maps[:, None, None], kernel_size).view(shape), expected)
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lanes_of_several_columns(dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for calls of many pixels; where rows are not aligned a lane has one."""
+    configuration = tuning.Configuration({"ROWS": 8, "LANES": 128 * columns, "COLUMNS": columns}, 4, 3)
+    shapes = [(2, 9, 8), (1, 1, 4), (3, 2, 12), (1, 17, 16), (2, 5, 7), (1, 6, 6)]
+    maps = [dense(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
+    maps[0][:, 2:4, 2:5] = 0
+    maps[3][0, 9:, 3:] *= 1e-6
+    spoilt = maps[3].clone()
+    spoilt[0, 4, 5], spoilt[0, 12, 2], spoilt[0, 8, 14] = float("nan"), float("inf"), -1.0
+    given = [*maps, maps[0].transpose(1, 2).contiguous().transpose(1, 2), spoilt]
+    expected = [filtered(x) for x in given]
+    monkeypatch.setattr(backend, "_configured", lambda *arguments: configuration)
+    for x, y, one_column in zip(given, backend.rank_gaussian_filter(given, 3), expected, strict=True):
+        assert torch.equal(bits(y), bits(one_column))
+        assert torch.equal(bits(filtered(x)), bits(one_column))
+    allowed = {torch.float32: tolerances.FILTER_SPARSE, torch.float16: tolerances.FILTER_FLOAT16}.get(dtype, BFLOAT16)
+    for x, y in zip(maps, expected, strict=False):
+        assert filter_error(y, x) <= allowed
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_squares_that_underflow_beside_large_values(kernel_size: int) -> None:
+    """The square of a window's sum may be near the smallest denormal, and the sum of squares 0."""
+    maps = dense(41, 6, 16)
+    maps[:, :, 8:] = (0.9 + 0.2 * maps[:, :, 8:]) * torch.logspace(-26, -18, 41, device=DEVICE)[:, None, None]
+    assert filter_error(filtered(maps, kernel_size), maps, kernel_size) <= tolerances.FILTER_SPARSE
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])

@@ -53,6 +53,9 @@ def launch_everything() -> None:
     """Call the wrappers with every dtype, window and bucket that leads to another variant."""
     for kernel_size, dtype in itertools.product(range(1, 16, 2), DTYPES):
         backend.rank_gaussian_filter([torch.zeros(1, 3, 3, dtype=dtype)], kernel_size)
+    # So many pixels that lanes have several columns; one map stands for all.
+    for dtype, maps in itertools.product(DTYPES[:3], (4096, 8192)):
+        backend.rank_gaussian_filter([torch.zeros(1, 32, 32, dtype=dtype).expand(maps, 32, 32)], 3)
     ids, some, more, many = (torch.zeros(count, dtype=torch.int64) for count in (1, 20, 40, 300))
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 
 from tam_fast.backends.triton_common import at, field, item_of, kernel, rectified, row_of
-from tam_fast.backends.triton_rank_gaussian_filter import _as_output, filter_strip
+from tam_fast.backends.triton_strips import filter_strip
+from tam_fast.backends.triton_windows import as_output
 
 
 @triton.jit
@@ -136,7 +137,7 @@ def finish_maps_kernel(
             value = tl.load(work + n, mask=n < size, other=0.0)
             value = tl.where(is_flat, 0.0, tl.math.div_rn(value - low, tl.zeros_like(value) + unit) + 0.0)
             if K == 1:
-                tl.store(at(maps, OUTPUT) + t * size + n, _as_output(value, OUTPUT), mask=n < size)
+                tl.store(at(maps, OUTPUT) + t * size + n, as_output(value, OUTPUT), mask=n < size)
             else:
                 tl.store(work + n, value, mask=n < size)
         for begin in range(0, text_size, BLOCK):

@@ -64,7 +64,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "interference": ("BLOCK_T", "BLOCK_N", "BLOCK_K"),
     "interference_few": ("BLOCK_N", "BLOCK_K"),
     "interference_from_states": ("BLOCK_T", "BLOCK_N", "BLOCK_K", "BLOCK_C"),
-    "rank_gaussian_filter": ("ROWS", "LANES"),
+    "rank_gaussian_filter": ("ROWS", "LANES", "COLUMNS"),
     "rank_gaussian_filter_ranked": ("PIXELS",),
     "finish_maps": ("ROWS", "LANES", "BLOCK"),
     "least_squares_scale": ("BLOCK",),
@@ -115,7 +115,11 @@ def default(kernel: str, number_format: str, sizes: tuple[int, ...]) -> Configur
         held = precise or strided
         return _configuration(name, 32, 32, 16, 16 if held else 32, stages=1 if held else 3)
     if name == "rank_gaussian_filter":
-        return _configuration(name, 8, 128)
+        # Lanes of four columns and longer strips take fewer instructions a pixel, but then there must be many pixels.
+        if window == "3" and sizes[0] >= 21:
+            warps = 8 if number_format == "float16" else 4  # with 4, a register of float16's would spill
+            return _configuration(name, 8 if sizes[0] == 21 else 16, 128 * warps, 4, warps=warps)
+        return _configuration(name, 8, 128, 1)
     if name == "rank_gaussian_filter_ranked":
         # A program's windows fill 1024 slots.
         slots = max(2 ** math.ceil(math.log2(int(window) ** 2)), 64)
@@ -128,7 +132,7 @@ def default(kernel: str, number_format: str, sizes: tuple[int, ...]) -> Configur
 
 def candidates(kernel: str, number_format: str, sizes: tuple[int, ...]) -> list[Configuration]:
     """Return the configurations that :meth:`Tuner.tune` measures, the rule's first."""
-    name = kernel.partition(".")[0]
+    name, _, window = kernel.partition(".")
     found = [default(kernel, number_format, sizes)]
     pixels = found[0].blocks.get("PIXELS", 1)
     # Block sizes, warps, stages.
@@ -147,7 +151,12 @@ def candidates(kernel: str, number_format: str, sizes: tuple[int, ...]) -> list[
         "interference_from_states": [
             ((t, n, 16, c), w, 3) for t, n in ((16, 64), (32, 32), (32, 64)) for c in (32, 64) for w in (4, 8)
         ],
-        "rank_gaussian_filter": [((r, 32 * w * n), w, 3) for r in (4, 8, 16) for w in (2, 4, 8) for n in (1, 2)],
+        "rank_gaussian_filter": [
+            ((r, 32 * w * c, c), w, 3)
+            for r in (4, 8, 16, 32)
+            for w in (2, 4, 8)
+            for c in ((1, 2, 4) if window == "3" else (1,))
+        ],
         "rank_gaussian_filter_ranked": [((p,), w, 3) for p in (pixels, 2 * pixels) for w in (4, 8)],
         "finish_maps": [((r, 32 * w, 32 * w * n), w, 1) for r in (4, 8) for w in (4, 8, 16) for n in (2, 4)],
         "least_squares_scale": [((b,), w, 3) for b in (512, 1024, 2048) for w in (4, 8)],
