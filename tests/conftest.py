@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ from hypothesis import HealthCheck, settings
 
 import tam_fast
 from tam_fast import _C
+
+if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    # Triton decides at its import whether kernels are interpreted, and torch and transformers may import it first.
+    with pytest.MonkeyPatch.context() as _environment:
+        _environment.setenv("TRITON_INTERPRET", "1")
+        import tam_fast.backends.triton
 
 settings.register_profile("tests", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
