@@ -141,7 +141,8 @@ part_test() {
     tests "on the GPU" 420 -k "not emulated and not interpreted" "$root/tests/test_gpu.py" "$root/tests/test_device_pipeline.py"
     local others=()
     for file in "$root"/tests/test_cuda_*.py "$root"/tests/test_triton*.py "$root"/tests/test_backends.py; do
-        [[ -f $file && $file != */test_cuda_build.py ]] && others+=("$file")
+        # Some need no GPU, and take their time.
+        [[ -f $file && $file != */test_cuda_build.py && $file != *_ptx.py && $file != *_aot.py ]] && others+=("$file")
     done
     tests "operators and selection" 240 -k "not emulated and not interpreted" "${others[@]}"
 }
