@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from programs import Programs
 
 import tam_fast
 from tam_fast import _C
@@ -28,6 +30,29 @@ settings.load_profile("tests")
 
 ISAS = tuple(_C.available_isas())
 PATHS = (*(f"cpu-{isa}" for isa in ISAS), "reference")
+
+
+_PROGRAMS = pytest.StashKey[Programs]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the programs of the tests that were selected."""
+    programs = session.config.stash[_PROGRAMS] = Programs()
+    for item in session.items:
+        marker = item.get_closest_marker("program")
+        if marker is not None and not session.config.option.collectonly:
+            programs.add(item.nodeid, marker.args, marker.kwargs.get("environment", {}))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _PROGRAMS in config.stash:
+        config.stash[_PROGRAMS].close()
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
+    """Wait for the program that the test's mark asks for, which may have run for a while."""
+    return request.config.stash[_PROGRAMS].result(request.node.nodeid)
 
 
 def _run_elsewhere(name: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,13 +25,23 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 if not INTERPRETING:
-
-    def test_cases_under_the_interpreter() -> None:
-        # Triton decides at its first import whether functions are interpreted, hence a process of their own.
-        options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(Path(__file__).resolve().parents[1]))
-        result = run("-m", "pytest", __file__, *options, TRITON_INTERPRET="1")
-        assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-        summary = result.stdout.strip().splitlines()[-1]
+    # Triton decides at its first import whether functions are interpreted, hence a process of their own.
+    @pytest.mark.program(
+        *(
+            "-m",
+            "pytest",
+            __file__,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(Path(__file__).resolve().parents[1]),
+        ),
+        environment={"TRITON_INTERPRET": "1"},
+    )
+    def test_cases_under_the_interpreter(program: subprocess.CompletedProcess[str]) -> None:
+        assert program.returncode == 0, program.stdout[-8000:] + program.stderr[-2000:]
+        summary = program.stdout.strip().splitlines()[-1]
         passed = re.search(r"(\d+) passed", summary)
         assert passed is not None, summary
         assert int(passed[1]) > 100, summary

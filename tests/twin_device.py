@@ -22,14 +22,14 @@ from tam_fast import _backends, _library, pipeline, streaming
 NAME = "twin"
 
 
-class _Hook(backend_registration._DummyPrivateUse1Hook):
+class _Module(backend_registration._DummyBackendModule):
     """Says that there is no accelerator, so that tests beside these run as on any machine without one."""
 
     def is_available(self) -> bool:
         return False
 
 
-backend_registration._setup_privateuseone_for_python_backend(NAME, hook=_Hook())
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)
 
 aten = torch.ops.aten
