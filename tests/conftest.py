@@ -110,13 +110,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             monkeypatch.delitem(sys.modules, name)
     elif how == "interpreted":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-    if how:
+    place = torch.device("cpu" if how else "cuda:0")
+    if how and not torch.cuda.is_available():
+        # Beside a GPU it would be torch's accelerator in the GPU's stead.
         import twin_device
 
         twin_device.serve(monkeypatch)
+        place = twin_device.DEVICE
     try:
         with tam_fast.use_backend(backend):
-            yield twin_device.DEVICE if how else torch.device("cuda:0")
+            yield place
     finally:
         if how == "emulated":
             sys.modules.pop("tam_fast.backends.cuda", None)

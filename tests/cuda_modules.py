@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,10 +51,27 @@ def _sources() -> list[Path]:
     ]
 
 
-def _cmake(*arguments: str) -> None:
-    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+def run(*command: str) -> None:
+    """Run a program of a build; what it prints is in the error."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"cmake {' '.join(arguments)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
+
+
+def cached(cache: Path, build: Callable[[Path, Path], None]) -> Path:
+    """Return the folder `cache`, made by build(scratch folder, folder of what is kept) if it is not there yet."""
+    if not cache.is_dir():
+        cache.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+            kept = Path(folder) / "kept"
+            kept.mkdir()
+            build(Path(folder), kept)
+            try:
+                kept.rename(cache)  # at once, so that nobody finds half of it
+            except OSError:
+                if not cache.is_dir():
+                    raise
+    return cache
 
 
 def cache_folder(maker: str) -> Path:
@@ -71,33 +89,21 @@ def emulation_folder() -> Path:
     found = importlib.util.find_spec("pybind11")
     if found is None or found.origin is None or shutil.which("cmake") is None:
         pytest.skip("building the emulation needs cmake and pybind11, which the extra 'test' installs")
-    cache = cache_folder(sys.version)
-    if not cache.is_dir():
-        cache.parent.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-            build, kept = Path(folder) / "build", Path(folder) / "kept"
-            generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-            _cmake(
-                *("-S", str(ROOT), "-B", str(build), *generator, "-DTAM_FAST_CUDA=OFF", "-DTAM_FAST_CUDA_EMULATION=ON"),
-                *(
-                    "-DTAM_FAST_TESTS=ON",
-                    "-DTAM_FAST_WERROR=ON",
-                    f"-DPython_EXECUTABLE={sys.executable}",
-                    "-DCMAKE_BUILD_TYPE=Release",
-                ),
-                f"-Dpybind11_DIR={Path(found.origin).parent / 'share' / 'cmake' / 'pybind11'}",
-            )
-            for name in ("_cuda_emulated", "test_cuda_emulation"):
-                _cmake("--build", str(build), "--target", name, "--parallel", str(os.cpu_count() or 1))
-            kept.mkdir()
-            for path in (*build.glob("_cuda_emulated*.so"), *build.rglob("test_cuda_emulation")):
-                shutil.copy2(path, kept)
-            try:
-                kept.rename(cache)  # at once, so that nobody finds half of it
-            except OSError:
-                if not cache.is_dir():
-                    raise
-    return cache
+    pybind11 = Path(found.origin).parent / "share" / "cmake" / "pybind11"
+
+    def make(folder: Path, kept: Path) -> None:
+        build = folder / "build"
+        run(
+            *("cmake", "-S", str(ROOT), "-B", str(build), *(("-G", "Ninja") if shutil.which("ninja") else ())),
+            *("-DTAM_FAST_CUDA=OFF", "-DTAM_FAST_CUDA_EMULATION=ON", "-DTAM_FAST_TESTS=ON", "-DTAM_FAST_WERROR=ON"),
+            *(f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release", f"-Dpybind11_DIR={pybind11}"),
+        )
+        for name in ("_cuda_emulated", "test_cuda_emulation"):
+            run("cmake", "--build", str(build), "--target", name, "--parallel", str(os.cpu_count() or 1))
+        for path in (*build.glob("_cuda_emulated*.so"), *build.rglob("test_cuda_emulation")):
+            shutil.copy2(path, kept)
+
+    return cached(cache_folder(sys.version), make)
 
 
 def import_module(name: str, path: Path) -> ModuleType:

@@ -9,9 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +27,6 @@ LONGEST_PARAMETERS = 32764
 LAUNCH_FAILURE = 719
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
-
-
 @functools.cache
 def folder() -> Path:
     """Return where ``_cuda`` on the stand-in runtime and its kernels' PTX lie, built from these sources or cached."""
@@ -44,42 +36,34 @@ def folder() -> Path:
         pytest.skip("needs nvcc")
     if pybind11 is None or pybind11.origin is None or shutil.which("cmake") is None:
         pytest.skip("building the CUDA module needs cmake and pybind11, which the extra 'test' installs")
+    pybind11_folder = Path(pybind11.origin).parent / "share" / "cmake" / "pybind11"
     runtime = hashlib.sha256(RUNTIME.read_bytes()).hexdigest()
     cache = cuda_modules.cache_folder(f"ptx {ARCHITECTURE} {nvcc} {sys.version} {runtime}")
-    if cache.is_dir():
-        return cache
-    cache.parent.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
-        build, ptx, kept = (Path(temporary) / name for name in ("build", "ptx", "kept"))
+
+    def make(scratch: Path, kept: Path) -> None:
+        build, ptx, runtime_object = scratch / "build", scratch / "ptx", scratch / "cuda_runtime_double.o"
         ptx.mkdir()
-        kept.mkdir()
-        runtime_object = Path(temporary) / "cuda_runtime_double.o"
-        _run(nvcc, "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-c", str(RUNTIME), "-o", str(runtime_object))
-        _run(
+        compiled = ("-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-c", str(RUNTIME), "-o", str(runtime_object))
+        cuda_modules.run(nvcc, *compiled)
+        cuda_modules.run(
             *("cmake", "-S", str(cuda_modules.ROOT), "-B", str(build)),
             *(("-G", "Ninja") if shutil.which("ninja") else ()),
             *("-DTAM_FAST_CUDA=ON", "-DTAM_FAST_WERROR=ON", f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}"),
             *(f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_FLAGS=--keep --keep-dir={ptx}"),
             # An object comes before libraries: nothing is left for the runtime library to define.
             f"-DCMAKE_MODULE_LINKER_FLAGS={runtime_object}",
-            *(
-                "-DCMAKE_BUILD_TYPE=Release",
-                "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
-                "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
-            ),
+            *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"),
+            "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
+            f"-Dpybind11_DIR={pybind11_folder}",
         )
-        _run("cmake", "--build", str(build), "--target", "_cuda", "--parallel", str(os.cpu_count() or 1))
+        parallel = ("--parallel", str(os.cpu_count() or 1))
+        cuda_modules.run("cmake", "--build", str(build), "--target", "_cuda", *parallel)
         for source in (cuda_modules.ROOT / "csrc" / "cuda").glob("*.cu"):
             shutil.copy2(ptx / f"{source.stem}.ptx", kept)
         shutil.copy2(next(build.glob("_cuda*.so")), kept)
-        try:
-            kept.rename(cache)  # at once, so that nobody finds half of it
-        except OSError:
-            if not cache.is_dir():
-                raise
-    return cache
+
+    return cuda_modules.cached(cache, make)
 
 
 _HANDLER = ctypes.CFUNCTYPE(

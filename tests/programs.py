@@ -7,6 +7,7 @@ def test_something(program: subprocess.CompletedProcess[str]) -> None: ...
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+
+
+def check_tests(program: subprocess.CompletedProcess[str], at_least: int) -> None:
+    """Check that a run of pytest passed that many tests, and skipped none."""
+    assert program.returncode == 0, program.stdout[-8000:] + program.stderr[-2000:]
+    summary = program.stdout.strip().splitlines()[-1]
+    passed = re.search(r"(\d+) passed", summary)
+    assert passed is not None, summary
+    assert int(passed[1]) >= at_least, summary
+    assert "skipped" not in summary
 
 
 class Programs:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+if torch.cuda.is_available():
+    pytest.skip("used where there is no GPU, and would take its place in torch", allow_module_level=True)
+
 from twin_device import DEVICE, TwinTensor
 
 
