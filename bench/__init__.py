@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
 
 # Results are checked by the tests' oracle, with the tests' tolerances.
 if str(ROOT / "tests") not in sys.path:

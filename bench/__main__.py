@@ -1,8 +1,8 @@
-"""Measure tam_fast beside its peers, print the tables, keep them as CSV and rewrite the README's.
+"""Measure tam_fast beside its peers, print the tables, keep them as CSV and rewrite those of README.md and docs/.
 
 Each table is measured in fresh processes of its own; one-thread tables are pinned to a core. Every result is checked
 against the float64 oracle of the tests before it is timed. What is measured on a GPU has a command of its own,
-``python -m bench.gpu``; its results come into the README by ``--readme-only``.
+``python -m bench.gpu``; its results come into the pages by ``--pages-only``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from bench import README, RESULTS, ROOT, machine, plot, readme
-from bench.readme import factor, number
+from bench import RESULTS, ROOT, machine, pages, plot
+from bench.pages import factor, number
 from bench.records import Record, read, write
 from bench.tables import TABLES, Part, Table
 
@@ -40,8 +40,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="a quick look: small, few samples, nothing is kept")
-    parser.add_argument("--no-readme", action="store_true", help="leave the README as it is")
-    parser.add_argument("--readme-only", action="store_true", help="measure nothing; rewrite the README from the CSVs")
+    # What the two were called when all tables stood in the README still works.
+    parser.add_argument("--no-pages", "--no-readme", action="store_true", help="leave README.md and docs/ as they are")
+    parser.add_argument(
+        "--pages-only", "--readme-only", action="store_true", help="measure nothing; rewrite the pages from the CSVs"
+    )
     parser.add_argument("--list", action="store_true", help="name the tables")
     parser.add_argument("--processor", metavar="DIR", help="explain: folder of a Qwen2-VL processor")
     parser.add_argument("--images", metavar="DIR", help="explain: folder of photographs (*.jpg)")
@@ -166,18 +169,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Figures of a quick look are for nobody to keep, but go the whole way.
             with tempfile.TemporaryDirectory() as folder:
                 work(given, Path(folder))
-                readme.contents(readme.load(Path(folder)))
+                pages.contents(pages.load(Path(folder)))
             return 0
         RESULTS.mkdir(exist_ok=True)
-        if given.readme_only:
-            if not readme.load(RESULTS):
-                raise FailedError(f"--readme-only: expected results in {RESULTS.relative_to(ROOT)}, got none")
+        if given.pages_only:
+            if not pages.load(RESULTS):
+                raise FailedError(f"--pages-only: expected results in {RESULTS.relative_to(ROOT)}, got none")
             draw(RESULTS)
         else:
             work(given, RESULTS)
-        if not given.no_readme:
-            console.print(f"README: {', '.join(readme.update(README, readme.load(RESULTS), readme.load_gpu(RESULTS)))}")
-    except (FailedError, readme.MarkerError) as error:
+        if not given.no_pages:
+            written = pages.update(ROOT, pages.load(RESULTS), pages.load_gpu(RESULTS))
+            console.print(f"README.md and docs/: {', '.join(written)}")
+    except (FailedError, pages.MarkerError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0

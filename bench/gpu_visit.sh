@@ -138,9 +138,10 @@ tests() {
 }
 
 part_test() {
-    tests "on the GPU" 420 -k "not emulated and not interpreted" "$root/tests/test_gpu.py" "$root/tests/test_device_pipeline.py"
+    tests "on the GPU" 420 -k "not emulated and not interpreted" \
+        "$root/tests/backends/test_gpu.py" "$root/tests/maps/test_device_answer.py"
     local others=()
-    for file in "$root"/tests/test_cuda_*.py "$root"/tests/test_triton*.py "$root"/tests/test_backends.py; do
+    for file in "$root"/tests/backends/test_{cuda_*,triton*,selection}.py; do
         # Some need no GPU, and take their time.
         [[ -f $file && $file != */test_cuda_build.py && $file != *_ptx.py && $file != *_aot.py ]] && others+=("$file")
     done

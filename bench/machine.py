@@ -45,13 +45,13 @@ def pin() -> bool:
 
 
 def commit() -> str:
-    """Short name of the commit, with "+" if the working tree differs from it; results and README do not count."""
+    """Short name of the commit, with "+" if the working tree differs from it; results and pages do not count."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md", ":!docs")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -13,6 +13,9 @@ from typing import Final, TypeAlias
 
 __version__: str
 
+WITHOUT_CUDA: Final[str]
+"""Why ``tam_fast._cuda`` was not built with it, '' if it was."""
+
 F32: Final[int]
 F16: Final[int]
 BF16: Final[int]

@@ -10,6 +10,9 @@ import torch
 import tam_fast
 from tam_fast import Grid, Layout
 
+# Grids of one answer: one or several, of a single cell, of a single row, and of more positions than a vector has.
+SIZES = [[(6, 7)], [(1, 1)], [(1, 9)], [(2, 2), (5, 3)], [(4, 4), (4, 4), (3, 8)], [(17, 16)]]
+
 
 class Case:
     """A made-up answer: `before` template tokens, the grids, text, template tokens, then the answer."""

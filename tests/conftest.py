@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from places import data_folder
 from programs import Programs
 
 import tam_fast
@@ -93,7 +94,8 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 # Triton compiles where there is a GPU, and interprets where there is none.
-DEVICE_PATHS = ("cuda-emulated", *(("cuda", "triton") if torch.cuda.is_available() else ("triton-interpreted",)))
+INTERPRETED = pytest.param("triton-interpreted", marks=pytest.mark.long)
+DEVICE_PATHS = ("cuda-emulated", *(("cuda", "triton") if torch.cuda.is_available() else (INTERPRETED,)))
 
 
 @pytest.fixture(params=DEVICE_PATHS)
@@ -101,7 +103,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Serve every operator by a backend of the GPU: there if there is one, and by its kernels' twins on the CPU."""
     backend, _, how = request.param.partition("-")
     if how == "emulated":
-        import cuda_modules
+        from machines import cuda_modules
 
         module = cuda_modules.emulation()
         monkeypatch.setitem(sys.modules, "tam_fast._cuda", module)
@@ -113,7 +115,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     place = torch.device("cpu" if how else "cuda:0")
     if how and not torch.cuda.is_available():
         # Beside a GPU it would be torch's accelerator in the GPU's stead.
-        import twin_device
+        from machines import twin_device
 
         twin_device.serve(monkeypatch)
         place = twin_device.DEVICE
@@ -136,7 +138,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of photographs, tokenizers and processors that lies beside a development checkout."""
-    folder = Path(os.environ.get("TAM_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = data_folder()
     if not folder.is_dir():
         pytest.skip(f"needs the development data, and there is no {folder} (set TAM_FAST_TEST_DATA)")
     return folder

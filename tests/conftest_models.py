@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,14 @@ CORPUS = (
     "Describe this image. What is in the picture? A dog and a cat sit on the red sofa near the window. "
     "You are a helpful assistant. The dog looks at the cat. user assistant system USER ASSISTANT"
 )
+PROMPT = "What is in the picture?"
+# Of several scripts, and long enough for a decoder to forget where it began.
+TEXTS = [
+    "The dog looks at the cat.",
+    " leading and  double spaces\n\n\ttabs",
+    "你好，世界 🙂👩‍👩‍👧 ñandú",
+    "é" * 200 + " the dog" * 40 + "🙂" * 30,
+]
 QWEN_SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -42,6 +48,11 @@ def picture(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def prompt_text(found: Any, processor: Any) -> str:
+    """What the tokens at the prompt's positions say."""
+    return str(processor.tokenizer.decode(found.input_ids[found.layout.prompt]))
+
+
 def hooks(model: Any) -> int:
     """Count this library's hooks on a model; transformers leaves some of its own."""
     return sum(
@@ -49,12 +60,6 @@ def hooks(model: Any) -> int:
         for module in model.modules()
         for hook in module._forward_hooks.values()
     )
-
-
-def data_folder() -> Path | None:
-    """The folder of real tokenizers and processors beside a development checkout, if it is there."""
-    folder = Path(os.environ.get("TAM_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    return folder if folder.is_dir() else None
 
 
 @functools.cache

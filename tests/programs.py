@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+from places import TESTS
 
 
 def check_tests(program: subprocess.CompletedProcess[str], at_least: int) -> None:
@@ -60,7 +60,7 @@ class Programs:
                 stderr=subprocess.PIPE,
                 text=True,
                 env={**kept, **caches, **environment},
-                cwd=FOLDER,
+                cwd=TESTS,
             )
             output, errors = self._running.communicate()
             return subprocess.CompletedProcess(arguments, self._running.returncode, output, errors)

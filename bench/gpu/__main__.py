@@ -51,12 +51,12 @@ def usable(device: Any, wanted: str | None) -> list[str]:
     RuntimeError
         If one that is wanted cannot be used, or none can.
     """
-    from tam_fast import _backends
+    from tam_fast.backends import selection
 
     found = []
     for name in wanted.split(",") if wanted else ("cuda", "triton"):
         try:
-            if _backends.resident(device, name) is None:
+            if selection.resident(device, name) is None:
                 raise RuntimeError(f"{name}: expected a backend whose tensors stay on the device")
         except (RuntimeError, ValueError, ImportError) as error:
             if wanted:

@@ -15,8 +15,9 @@ from answers import Case
 from torch import Tensor
 
 import tam_fast
-from tam_fast import _backends, device_pipeline
-from tam_fast.tokens import AnswerTokens
+from tam_fast.backends import selection
+from tam_fast.maps import device_answer
+from tam_fast.maps.tokens import AnswerTokens
 
 Sizes = list[tuple[int, int]]
 # What `small` has, in order.
@@ -81,7 +82,7 @@ def backend_of(device: torch.device) -> Any:
     RuntimeError
         If it has none.
     """
-    backend = _backends.resident(device)
+    backend = selection.resident(device)
     if backend is None:
         raise RuntimeError(f"device: expected one that a backend works on, got {device}")
     return backend
@@ -104,7 +105,7 @@ def record(cases: Sequence[Case], **options: Any) -> Recorder:
     recorder = Recorder(backend_of(device))
     tokens = [AnswerTokens(case.hidden, case.classifier, case.token_ids, case.layout, None, None, "") for case in cases]
     settings = {"compat": None, "kernel_size": 3, "interference": True, "dtype": torch.float32, **options}
-    device_pipeline.run(recorder, [case.hidden for case in cases], cases[0].classifier, tokens, **settings)
+    device_answer.run(recorder, [case.hidden for case in cases], cases[0].classifier, tokens, **settings)
     return recorder
 
 
@@ -144,7 +145,7 @@ def _scores(device: torch.device, positions: int, channels: int, rows: int, dtyp
         classifier.copy_(random_like(classifier, seed + 1) - 0.4)
 
     renew(0)
-    backend = _backends.serving(device)
+    backend = selection.serving(device)
     name = f"token_scores S={positions} C={channels} {str(dtype).removeprefix('torch.')}"
     return Call(name, lambda: backend.token_scores([hidden], classifier, [ids]), renew)
 

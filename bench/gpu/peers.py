@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tam_fast.backends._device import DeviceAnswer, DeviceStep
+from tam_fast.backends.contracts import DeviceAnswer, DeviceStep
 
 # Compare-exchanges that sort nine values: the fewest there can be.
 _NETWORK = (

@@ -21,7 +21,7 @@ from bench.gpu.clock import Clock
 from bench.gpu.measure import Case, Peer, Way, interleave
 from bench.measure import WrongResultError
 from bench.records import Record, record, single
-from tam_fast.backends._device import DeviceAnswer
+from tam_fast.backends.contracts import DeviceAnswer
 
 F32, BF16 = torch.float32, torch.bfloat16
 # What a plain float32 way of doing it may be off by, of the maximum; and maps from states of few bits, whose long

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_C, module, pybind11::mod_gil_not_used()) {
     using namespace tam::bindings;
     module.doc() = "CPU kernels of tam_fast. Tensors are passed as addresses, sizes and strides in elements.";
     module.attr("__version__") = TAM_FAST_VERSION;
+    module.attr("WITHOUT_CUDA") = TAM_FAST_WITHOUT_CUDA;
     module.attr("F32") = static_cast<int>(tam::DType::f32);
     module.attr("F16") = static_cast<int>(tam::DType::f16);
     module.attr("BF16") = static_cast<int>(tam::DType::bf16);

@@ -33,13 +33,22 @@ struct Side {
     std::int64_t count;
     std::int64_t score_stride;
 
+    const void* start(std::int64_t i) const {
+        return element_of(*matrix, index == nullptr ? i : index->data[i * index->stride], 0);
+    }
+
+    // Whether vectors are contiguous 16-bit floats of whole groups of channels.
+    bool is_plain_16bit(std::int64_t channels) const {
+        return (matrix->dtype == DType::f16 || matrix->dtype == DType::bf16) && matrix->col_stride == 1 &&
+               matrix->cols == channels;
+    }
+
     // Vector i as contiguous float32, padded with zeros to whole groups of channels; in `buffer` unless it is that already.
     const float* vector(const RowsKernels& kernels, std::int64_t i, std::int64_t channels, float* buffer) const {
-        const std::int64_t row = index == nullptr ? i : index->data[i * index->stride];
         if (channels == matrix->cols && is_plain_f32(*matrix)) {
-            return static_cast<const float*>(element_of(*matrix, row, 0));
+            return static_cast<const float*>(start(i));
         }
-        kernels.load_f32(matrix->dtype, element_of(*matrix, row, 0), matrix->col_stride, matrix->cols, buffer);
+        kernels.load_f32(matrix->dtype, start(i), matrix->col_stride, matrix->cols, buffer);
         std::fill(buffer + matrix->cols, buffer + channels, 0.0f);
         return buffer;
     }
@@ -93,16 +102,25 @@ class Item {
         const std::int64_t first_row = block % row_blocks() * block_rows_;
         const std::int64_t first_column = block / row_blocks() * block_columns_;
         const std::int64_t count = std::min(block_rows_, rows_.count - first_row);
-        float* const buffer =
-            static_cast<float*>(scratch(ScratchSlot::rows, static_cast<std::size_t>(count * channels_) * sizeof(float)));
-        const float* rows[kMaxScoreRows];
-        for (std::int64_t i = 0; i < count; ++i) {
-            rows[i] = rows_.vector(kernels, first_row + i, channels_, buffer + i * channels_);
+        const void* rows[kMaxScoreRows];
+        auto* scores = score_kernels.scores_f32;
+        if (columns_.count <= kFewColumns && rows_.is_plain_16bit(channels_)) {
+            // Each value is read once or twice: to write it down as float32 first would be most of the work.
+            scores = rows_.matrix->dtype == DType::f16 ? score_kernels.few_scores_f16 : score_kernels.few_scores_bf16;
+            for (std::int64_t i = 0; i < count; ++i) {
+                rows[i] = rows_.start(first_row + i);
+            }
+        } else {
+            float* const buffer =
+                static_cast<float*>(scratch(ScratchSlot::rows, static_cast<std::size_t>(count * channels_) * sizeof(float)));
+            for (std::int64_t i = 0; i < count; ++i) {
+                rows[i] = rows_.vector(kernels, first_row + i, channels_, buffer + i * channels_);
+            }
         }
-        score_kernels.scores_f32({rows, count, panels_.get() + first_column * channels_,
-                                  std::min(block_columns_, columns_.count - first_column), channels_ / kChannelGroup,
-                                  scores_ + first_row * rows_.score_stride + first_column * columns_.score_stride,
-                                  rows_.score_stride, columns_.score_stride});
+        scores({rows, count, panels_.get() + first_column * channels_,
+                std::min(block_columns_, columns_.count - first_column), channels_ / kChannelGroup,
+                scores_ + first_row * rows_.score_stride + first_column * columns_.score_stride, rows_.score_stride,
+                columns_.score_stride});
     }
 
   private:

@@ -3,6 +3,7 @@
 // Every product is summed over 16 fixed partial lanes (channel c goes to lane c mod 16, in order, fused) which are then
 // added in a fixed tree: the bits depend neither on the vector width nor on how the outputs are tiled.
 
+#include "convert.inl"
 #include "token_scores_kernels.h"
 
 namespace tam::cpu::TAM_ISA {
@@ -40,11 +41,22 @@ TAM_INLINE f32q sums_of(f32q a, f32q b, f32q c, f32q d) {
     return pick<0, 1, 4, 5>(ab, cd) + pick<2, 3, 6, 7>(ab, cd);
 }
 
+// How a row is stored: as float32, or as the 16-bit Half or BFloat, which are widened where they are read.
+struct Single {};
+
+template <class Storage>
+TAM_INLINE f32v values_at(const void* row, std::int64_t channel, Storage) {
+    return widen(load<u16v>(static_cast<const std::uint16_t*>(row) + channel), Storage{});
+}
+TAM_INLINE f32v values_at(const void* row, std::int64_t channel, Single) {
+    return load<f32v>(static_cast<const float*>(row) + channel);
+}
+
 // sums[row][column][lane] += rows x panel over some groups of channels
-template <int Rows, int Width>
-TAM_INLINE void accumulate_tile(const float* const* rows, const float* panel, std::int64_t begin, std::int64_t end,
+template <class Storage, int Rows, int Width>
+TAM_INLINE void accumulate_tile(const void* const* rows, const float* panel, std::int64_t begin, std::int64_t end,
                                 float* sums) {
-    const float* row[Rows];
+    const void* row[Rows];
     for (int r = 0; r < Rows; ++r) {
         row[r] = rows[r];
     }
@@ -63,7 +75,7 @@ TAM_INLINE void accumulate_tile(const float* const* rows, const float* panel, st
             f32v values[Rows];
             TAM_UNROLL
             for (int r = 0; r < Rows; ++r) {
-                values[r] = load<f32v>(row[r] + channel);
+                values[r] = values_at(row[r], channel, Storage{});
             }
             TAM_UNROLL
             for (int c = 0; c < Width; ++c) {
@@ -82,14 +94,14 @@ TAM_INLINE void accumulate_tile(const float* const* rows, const float* panel, st
 }
 
 // The rows that are left after whole tiles.
-template <int Rows, int Width>
+template <class Storage, int Rows, int Width>
 TAM_INLINE void accumulate_rest(const ScoreBlock& block, const float* panel, std::int64_t begin, std::int64_t end,
                                 std::int64_t row, float* sums) {
     if constexpr (Rows > 0) {
         if (block.row_count - row == Rows) {
-            accumulate_tile<Rows, Width>(block.rows + row, panel, begin, end, sums);
+            accumulate_tile<Storage, Rows, Width>(block.rows + row, panel, begin, end, sums);
         } else {
-            accumulate_rest<Rows - 1, Width>(block, panel, begin, end, row, sums);
+            accumulate_rest<Storage, Rows - 1, Width>(block, panel, begin, end, row, sums);
         }
     }
 }
@@ -116,7 +128,7 @@ TAM_INLINE void write_scores(const float* sums, float* scores, const ScoreBlock&
     }
 }
 
-template <int Width>
+template <class Storage, int Width>
 void score_panel(const ScoreBlock& block, const float* panel, float* scores) {
     constexpr int kRowSums = Width * kChannelGroup;
     constexpr std::int64_t kGroups = kPanelGroups * kPanelWidth / Width;
@@ -125,9 +137,9 @@ void score_panel(const ScoreBlock& block, const float* panel, float* scores) {
         const std::int64_t end = least(begin + kGroups, block.groups);
         std::int64_t row = 0;
         for (; row + kRowTile <= block.row_count; row += kRowTile) {
-            accumulate_tile<kRowTile, Width>(block.rows + row, panel, begin, end, sums + row * kRowSums);
+            accumulate_tile<Storage, kRowTile, Width>(block.rows + row, panel, begin, end, sums + row * kRowSums);
         }
-        accumulate_rest<kRowTile - 1, Width>(block, panel, begin, end, row, sums + row * kRowSums);
+        accumulate_rest<Storage, kRowTile - 1, Width>(block, panel, begin, end, row, sums + row * kRowSums);
     }
     std::int64_t row = 0;
     for (; row + 4 <= block.row_count; row += 4) {
@@ -143,14 +155,32 @@ void TAM_NAME(token_scores_f32)(const ScoreBlock& block) {
         const float* const panel = block.panels + column * block.groups * kChannelGroup;
         float* const scores = block.scores + column * block.column_stride;
         switch (least(kPanelWidth, block.columns - column)) {
-            case 1: score_panel<1>(block, panel, scores); break;
-            case 2: score_panel<2>(block, panel, scores); break;
-            case 3: score_panel<3>(block, panel, scores); break;
-            case 4: score_panel<4>(block, panel, scores); break;
-            case 5: score_panel<5>(block, panel, scores); break;
-            default: score_panel<kPanelWidth>(block, panel, scores); break;
+            case 1: score_panel<Single, 1>(block, panel, scores); break;
+            case 2: score_panel<Single, 2>(block, panel, scores); break;
+            case 3: score_panel<Single, 3>(block, panel, scores); break;
+            case 4: score_panel<Single, 4>(block, panel, scores); break;
+            case 5: score_panel<Single, 5>(block, panel, scores); break;
+            default: score_panel<Single, kPanelWidth>(block, panel, scores); break;
         }
     }
+}
+
+template <class Storage>
+TAM_INLINE void few_scores(const ScoreBlock& block) {
+    static_assert(kFewColumns == 2);
+    if (block.columns == 1) {
+        score_panel<Storage, 1>(block, block.panels, block.scores);
+    } else {
+        score_panel<Storage, 2>(block, block.panels, block.scores);
+    }
+}
+
+void TAM_NAME(few_token_scores_f16)(const ScoreBlock& block) {
+    few_scores<Half>(block);
+}
+
+void TAM_NAME(few_token_scores_bf16)(const ScoreBlock& block) {
+    few_scores<BFloat>(block);
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ namespace tam::cpu {
 const TokenScoresKernels token_scores_avx2 = {
     "avx2",
     avx2::token_scores_f32_avx2,
+    avx2::few_token_scores_f16_avx2,
+    avx2::few_token_scores_bf16_avx2,
 };
 
 }  // namespace tam::cpu

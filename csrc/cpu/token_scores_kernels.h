@@ -9,12 +9,13 @@ namespace tam::cpu {
 inline constexpr int kChannelGroup = 16;           // channels are padded with zeros to whole groups
 inline constexpr int kPanelWidth = 6;              // vectors that a panel interleaves
 inline constexpr std::int64_t kMaxScoreRows = 48;  // rows per block
+inline constexpr std::int64_t kFewColumns = 2;     // for which 16-bit rows are read as they are
 
 // A block of the product of two sets of vectors, hidden states and classifier rows in either role, as contiguous float32.
 // Panels hold kPanelWidth vectors each (the last one what is left): the first group of channels of every vector, then the
-// second, and so on.
+// second, and so on. For up to kFewColumns columns, rows may be contiguous 16-bit floats instead.
 struct ScoreBlock {
-    const float* const* rows;
+    const void* const* rows;
     std::int64_t row_count;
     const float* panels;
     std::int64_t columns;  // vectors in the panels
@@ -27,6 +28,8 @@ struct ScoreBlock {
 struct TokenScoresKernels {
     const char* isa;
     void (*scores_f32)(const ScoreBlock& block);
+    void (*few_scores_f16)(const ScoreBlock& block);
+    void (*few_scores_bf16)(const ScoreBlock& block);
 };
 
 extern const TokenScoresKernels token_scores_serial;

@@ -126,6 +126,43 @@ void test_storage_types() {
     });
 }
 
+// One or two tokens read 16-bit rows as they are, more of them a float32 copy: same bits.
+void test_few_columns_of_16_bits() {
+    std::mt19937 random(2);
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+        for (const std::int64_t channels : {16, 48, 1536, 1540}) {
+            for (const std::int64_t positions : {1, 3, 4, 5, 51}) {
+                const std::int64_t stride = channels + 3;
+                std::vector<std::uint16_t> hidden(static_cast<std::size_t>(positions * stride));
+                for (std::uint16_t& pattern : hidden) {
+                    const auto exponent =
+                        static_cast<std::uint16_t>(dtype == DType::f16 ? random() % 20 : 120 + random() % 9);
+                    pattern = static_cast<std::uint16_t>((random() % 2 << 15) |
+                                                         (exponent << (dtype == DType::f16 ? 10 : 7)) | random() % 128);
+                }
+                const std::vector<float> classifier = awkward_values(8 * channels, random, false);
+                const std::vector<std::int64_t> ids = {5, 0, 7};
+                for_each_isa([&](const std::string& isa) {
+                    std::vector<float> scores[3];
+                    for (const std::size_t count : {1, 2, 3}) {
+                        scores[count - 1].assign(count * static_cast<std::size_t>(positions), -1.0f);
+                        TokenScoresParams params;
+                        params.hidden = {hidden.data(), dtype, positions, channels, stride, 1};
+                        params.classifier = {classifier.data(), DType::f32, 8, channels, channels, 1};
+                        params.token_ids = {ids.data(), static_cast<std::int64_t>(count), 1};
+                        params.scores = scores[count - 1].data();
+                        token_scores(&params, 1, 2);
+                    }
+                    for (const std::size_t count : {1, 2}) {
+                        check(std::memcmp(scores[count - 1].data(), scores[2].data(), scores[count - 1].size() * 4) == 0,
+                              "few columns C=" + std::to_string(channels) + " S=" + std::to_string(positions) + " " + isa);
+                    }
+                });
+            }
+        }
+    }
+}
+
 void test_empty() {
     for (const auto& sizes : {std::pair<int, int>{0, 5}, {4, 0}}) {
         Problem problem{sizes.first, sizes.second, std::vector<float>(20), std::vector<float>(500), {0, 1}};
@@ -142,6 +179,7 @@ int main() {
     test_bits();
     test_special_values();
     test_storage_types();
+    test_few_columns_of_16_bits();
     test_empty();
     return finish();
 }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tam_fast._backends import Backend
+from tam_fast.backends.contracts import Backend
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,6 @@
 """The operators on compiled CPU kernels: allocate outputs, hand addresses, sizes and strides to ``_C``.
 
-Arguments are validated by :mod:`tam_fast.ops`; the bindings refuse what would be unsafe.
+Arguments are validated by :mod:`tam_fast.operators.ops`; the bindings refuse what would be unsafe.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tam_fast import _C
-from tam_fast._backends import StepBuffers
 from tam_fast._version import __version__
+from tam_fast.backends.contracts import StepBuffers
 
 if _C.__version__ != __version__:
     # A checkout beside an older installation, say: addresses passed in another order would be undefined behaviour.

@@ -1,8 +1,9 @@
 """The operators on compiled CUDA kernels: allocate outputs, hand addresses, sizes, strides and the stream to ``_cuda``.
 
 Everything is launched on the current stream of the tensors' device and not waited for; results are on that device.
-Arguments are validated by :mod:`tam_fast.ops`. Launches can be captured in a CUDA graph, except where an operator's
-arguments are brought into the kernels' form by a copy (``contiguous``, a list of grids of several sizes at first use).
+Arguments are validated by :mod:`tam_fast.operators.ops`. Launches can be captured in a CUDA graph, except where an
+operator's arguments are brought into the kernels' form by a copy (``contiguous``, a list of grids of several sizes at
+first use).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from tam_fast import _cuda
 from tam_fast._version import __version__
-from tam_fast.backends._device import DeviceAnswer, DeviceStep, float_rows, grid_table, indices
+from tam_fast.backends.arguments import float_rows, grid_table, indices
+from tam_fast.backends.contracts import DeviceAnswer, DeviceStep
 
 if _cuda.__version__ != __version__:
     # A checkout beside an older installation, say: addresses passed in another order would be undefined behaviour.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from tam_fast._backends import StepBuffers
+from tam_fast.backends.contracts import StepBuffers
 
 Array = NDArray[np.float64]
 Minimiser = Literal["scalar", "bfgs"]

@@ -8,7 +8,8 @@ from typing import Any
 
 __all__ = ["load_demo", "sample_scenes"]
 
-_ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
+"""The shipped files: weights, configuration, tokenizer, scenes."""
 
 
 def load_demo(path: str | Path | None = None) -> tuple[Any, Any]:
@@ -32,16 +33,17 @@ def load_demo(path: str | Path | None = None) -> tuple[Any, Any]:
     RuntimeError
         If the weights do not fit the configuration.
     """
+    folder = Path(path) if path is not None else ASSETS
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"path: expected the embedded model's weights at {weights}, found none")
+    # After the folder was looked at: these imports take seconds.
     import torch
     from safetensors.torch import load_file
     from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     from tam_fast.models.processors import load_processor
 
-    folder = Path(path) if path is not None else _ASSETS
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"path: expected the embedded model's weights at {weights}, found none")
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("dtype", None)
     settings.pop("model_type", None)
@@ -65,4 +67,4 @@ def sample_scenes() -> list[Path]:
     box and number of visible pixels). ``tam_fast.demo.scenes.make_scene(numpy.random.default_rng(seed))`` makes the
     scene again, and ``tam_fast.demo.scenes.masks`` its masks.
     """
-    return sorted((_ASSETS / "scenes").glob("*.png"))
+    return sorted((ASSETS / "scenes").glob("*.png"))

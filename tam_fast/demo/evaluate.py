@@ -47,11 +47,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tam_fast.capture import capture
 from tam_fast.demo import scenes as sc
-from tam_fast.layout import Layout
+from tam_fast.maps.answer import activation_maps
+from tam_fast.maps.layout import Layout
+from tam_fast.maps.metrics import iou, iou_ceiling, otsu_threshold
+from tam_fast.models.capture import capture
 from tam_fast.models.inputs import prepare_inputs
-from tam_fast.pipeline import activation_maps
 
 __all__ = ["METHODS", "Report", "evaluate", "main", "otsu_threshold"]
 
@@ -64,30 +65,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 FUNCTION_WORDS = frozenset({"a", "an", "and", "the", "is", "are", ",", "."})
 DEFAULT_SEED = 2_026
 _SHAPE_OF = {**{shape: shape for shape in sc.SHAPES}, **{plural: shape for shape, plural in sc.PLURALS.items()}}
-
-
-def otsu_threshold(levels: NDArray[np.uint8]) -> int:
-    """Otsu's threshold of 8-bit values: the level t that maximises the variance between ``<= t`` and ``> t``."""
-    shares = np.bincount(levels.ravel(), minlength=256) / levels.size
-    weight = np.cumsum(shares)
-    mass = np.cumsum(shares * np.arange(256))
-    spread = weight * (1.0 - weight)
-    between = np.divide((mass[-1] * weight - mass) ** 2, spread, out=np.zeros(256), where=spread > 1e-12)
-    return int(between.argmax())
-
-
-def _iou(chosen: NDArray[np.bool_], covered: NDArray[np.float32]) -> float:
-    """IoU of whole cells with a mask given as each cell's covered share."""
-    inside = float(covered[chosen].sum())
-    union = float(chosen.sum()) + float(covered[~chosen].sum())
-    return inside / union if union > 0 else 0.0
-
-
-def _ceiling(covered: NDArray[np.float32]) -> float:
-    """Best IoU of any set of whole cells: taking cells by falling coverage is optimal for every number of cells."""
-    shares = np.sort(covered.ravel())[::-1].astype(np.float64)
-    inside = np.cumsum(shares)
-    return float((inside / (np.arange(1, shares.size + 1) + shares.sum() - inside)).max())
 
 
 @dataclass
@@ -241,7 +218,7 @@ def _one_scene(model: Any, processor: Any, scene: sc.Scene, tallies: dict[str, _
         shown[index] = cells[fits].sum(axis=0)
         exactly[index] = cells[[i for i in fits if scene.objects[i].colour == before]].sum(axis=0)
     present = [index for index in nouns if shown[index].any()]
-    tallies["ceiling"].add([_ceiling(shown[index]) for index in present])
+    tallies["ceiling"].add([iou_ceiling(shown[index]) for index in present])
     classifier = model.get_output_embeddings().weight.detach()
     for method, options in METHODS.items():
         maps = activation_maps(hidden, classifier, ids, layout, **options).maps.numpy()
@@ -250,7 +227,7 @@ def _one_scene(model: Any, processor: Any, scene: sc.Scene, tallies: dict[str, _
         for kind, covered in (("shape", shown), ("object", exactly)):
             hits = [bool(maps[i].max() > 0 and covered[i].ravel()[maps[i].argmax()] >= 0.5) for i in nouns]
             tallies[f"{method}: peak, {kind}"].add([float(hit) for hit in hits])
-        tallies[f"{method}: Obj-IoU"].add([_iou(levels[i] > thresholds[i], shown[i]) for i in present])
+        tallies[f"{method}: Obj-IoU"].add([iou(levels[i] > thresholds[i], shown[i]) for i in present])
         middle = np.mean(list(thresholds.values())) if thresholds else 0.0
         dark = [float((levels[i] <= middle).mean()) for i in function] if nouns else []
         tallies[f"{method}: Func-IoU"].add(dark)

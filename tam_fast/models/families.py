@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tam_fast.models import ModelNotSupportedError
+from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts import GridBuilder, fixed_grids, native_grids
 
 __all__ = ["FAMILIES", "Family", "family_of"]

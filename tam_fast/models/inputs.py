@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tam_fast.layout import Layout
-from tam_fast.models import ModelNotSupportedError
+from tam_fast.maps.layout import Layout
+from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import Family, family_of
 from tam_fast.models.layouts import VisualInput, visual_mask
 from tam_fast.models.text import special_token_ids, tokens_in_spans
@@ -95,9 +97,9 @@ class RenderedPrompt:
 def render_prompt(family: Family, processor: Any, messages: Sequence[Mapping[str, Any]]) -> RenderedPrompt:
     """Write a chat out by its template, and find the users' texts in it.
 
-    The template is the processor's, else the tokenizer's, else the family's documented one. It is applied a second time
-    with a mark in place of each text; where the marks come out, the texts stand. So a text that also occurs elsewhere
-    (in the system prompt, say) is not confused, and nothing about templates need be known.
+    The template is the processor's, else the tokenizer's, else the family's documented one. For each shape of a chat it
+    is applied a second time with a mark in place of each text; where the marks come out, the texts stand. So a text
+    that also occurs elsewhere (in the system prompt, say) is not confused, and nothing about templates need be known.
 
     Parameters
     ----------
@@ -135,16 +137,44 @@ def render_prompt(family: Family, processor: Any, messages: Sequence[Mapping[str
         )
         return str(rendered)
 
-    text, pattern = render(messages), render(marked)
-    for shown in (texts, [text.strip() for text in texts]):
-        filled, spans = _fill(pattern, shown)
-        if filled == text:
-            bos = getattr(processor.tokenizer, "bos_token", None)
-            return RenderedPrompt(text, tuple(spans), not (bos and text.startswith(bos)))
+    text = render(messages)
+    for known in (True, False):  # a template may have changed, or tell the time
+        pattern = _pattern(processor, template, marked, render, known)
+        for shown in (texts, [text.strip() for text in texts]):
+            filled, spans = _fill(pattern, shown)
+            if filled == text:
+                bos = getattr(processor.tokenizer, "bos_token", None)
+                return RenderedPrompt(text, tuple(spans), not (bos and text.startswith(bos)))
     raise ModelNotSupportedError(
         f"processor: expected a chat template that keeps the user's text as it is, got {text[:200]!r} from "
         f"{type(processor).__name__}"
     )
+
+
+# What templates made of marked chats, by processor: prompts of one shape are rendered once each.
+_patterns: WeakKeyDictionary[Any, OrderedDict[str, str]] = WeakKeyDictionary()
+_PATTERNS = 16  # kept of each processor
+
+
+def _pattern(
+    processor: Any,
+    template: str | None,
+    marked: Sequence[Mapping[str, Any]],
+    render: Callable[[Sequence[Mapping[str, Any]]], str],
+    known: bool,
+) -> str:
+    """Render a chat with marks in place of the users' texts, or remember what that gave if `known` will do."""
+    shape = repr((template, marked))
+    try:
+        patterns = _patterns.setdefault(processor, OrderedDict())
+    except TypeError:  # one of those that cannot be a key
+        return render(marked)
+    pattern = patterns.get(shape) if known else None
+    if pattern is None:
+        pattern = patterns[shape] = render(marked)
+        if len(patterns) > _PATTERNS:
+            patterns.popitem(last=False)
+    return pattern
 
 
 def _chat_template(family: Family, processor: Any) -> str | None:
@@ -187,6 +217,8 @@ class PromptInputs:
         All that the processor returned, on the CPU.
     input_ids : (P,) int64
     rendered : RenderedPrompt
+    rendered_ids : tuple of int
+        Token ids of ``rendered.text``, one a placeholder: what the prompt is before the processor expands it.
     layout : Layout
         Grids, positions of the prompt's text, and P as the answer's start.
     """
@@ -195,6 +227,7 @@ class PromptInputs:
     inputs: dict[str, Tensor]
     input_ids: Tensor
     rendered: RenderedPrompt
+    rendered_ids: tuple[int, ...]
     layout: Layout
 
 
@@ -247,14 +280,17 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
     source = VisualInput(model.config, processor, ids[0], inputs, [image.size for image in images])
     grids = family.grids(source)
-    positions = _text_positions(model.config, processor, ids[0], rendered)
+    positions, rendered_ids = _text_positions(model.config, processor, ids[0], rendered)
     if not positions.numel():
         raise ValueError(f"prompt: expected at least one token of text, got only special ones in {prompt!r}")
-    return PromptInputs(family, inputs, ids[0], rendered, Layout(tuple(grids), positions, int(ids.shape[1])))
+    layout = Layout(tuple(grids), positions, int(ids.shape[1]))
+    return PromptInputs(family, inputs, ids[0], rendered, rendered_ids, layout)
 
 
-def _text_positions(config: Any, processor: Any, input_ids: Tensor, rendered: RenderedPrompt) -> Tensor:
-    """Find the positions (n_p,) of the users' texts among the expanded prompt's tokens (P,)."""
+def _text_positions(
+    config: Any, processor: Any, input_ids: Tensor, rendered: RenderedPrompt
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Find the positions (n_p,) of the users' texts among the expanded prompt's tokens (P,); with the rendered ids."""
     tokenizer = processor.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ModelNotSupportedError(
@@ -275,4 +311,4 @@ def _text_positions(config: Any, processor: Any, input_ids: Tensor, rendered: Re
     special = special_token_ids(tokenizer)
     found = tokens_in_spans(short["offset_mapping"], rendered.spans)
     chosen = position_of[[index for index in found if int(short_ids[index]) not in special]]
-    return chosen[chosen >= 0]
+    return chosen[chosen >= 0], tuple(short["input_ids"])

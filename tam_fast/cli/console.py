@@ -1,0 +1,137 @@
+"""Talking to the user: failures and exit codes, text that is safe to print, progress, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "EPILOG",
+    "Debug",
+    "ExitCode",
+    "Failure",
+    "as_failure",
+    "error_line",
+    "failures",
+    "one_line",
+    "print_json",
+    "printable",
+    "progress",
+    "rich_console",
+]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    FILE = 3
+    MODEL = 4
+
+
+EPILOG = """\b
+Exit codes:
+  0  done
+  1  an unexpected failure (--debug shows where)
+  2  wrong usage: an option's value, an empty prompt
+  3  a file: an image that cannot be read, is none or is too large; results that cannot be written
+  4  the model: not found, not supported, or unable to take this input
+With several images each is explained on its own; one that fails is reported, the others are still explained, and
+the exit code is the first failure's."""
+"""What stands at the end of every help text."""
+
+Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+"""The option that every command has; its value goes to :func:`failures`."""
+
+
+class Failure(Exception):
+    """What the user is told in one line, and the exit code.
+
+    Parameters
+    ----------
+    code : ExitCode
+        Says whose fault it is.
+    message : str
+        What was expected and what was got.
+    """
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def failures(debug: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one line on stderr and an exit code; with `debug` the traceback comes first."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        failure = as_failure(error)
+        error_line(str(failure))
+        raise typer.Exit(int(failure.code)) from None
+
+
+def as_failure(error: Exception) -> Failure:
+    """Say of an error that nobody foresaw that it is one."""
+    if isinstance(error, Failure):
+        return error
+    return Failure(ExitCode.FAILURE, f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)")
+
+
+def error_line(message: str) -> None:
+    """Print an error on stderr."""
+    print(f"tam-fast: error: {one_line(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Replace control characters one by one: an answer or a file name must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(error: object, limit: int = 400) -> str:
+    """Make an error's text one printable line of at most `limit` characters."""
+    text = printable(" ".join(str(error).split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def progress(quiet: bool) -> Callable[[str], None]:
+    """Return a function that prints a line on stderr, with the seconds since now; with `quiet` it prints nothing."""
+    start = time.perf_counter()
+
+    def say(message: str) -> None:
+        if not quiet:
+            seconds = time.perf_counter() - start
+            print(f"tam-fast: {seconds:5.1f} s  {printable(message)}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def rich_console(file: TextIO | None = None) -> Console:
+    """Make a rich console of stdout or `file`; where there is no terminal to measure, one wide enough for a table."""
+    from rich.console import Console
+
+    file = sys.stdout if file is None else file
+    return Console(file=file, highlight=False, width=None if file.isatty() else 120)
+
+
+def print_json(document: object) -> None:
+    """Print a JSON document on stdout, in ASCII: no terminal encoding can spoil it."""
+    print(json.dumps(document, indent=1))

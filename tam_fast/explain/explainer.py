@@ -1,0 +1,187 @@
+"""From a model and an image to an :class:`~tam_fast.explanation.Explanation`: :class:`Explainer`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tam_fast.explain.generation import Answer, answer_ids, force, generate, generate_arguments
+from tam_fast.explain.job import Job, Writer, classifier_of
+from tam_fast.explain.stream import ExplanationStream
+from tam_fast.explanation import Explanation
+from tam_fast.maps.tokens import Compat
+from tam_fast.models.families import family_of
+from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
+
+__all__ = ["Explainer"]
+
+
+class Explainer:
+    """Explain what a vision-language model says: for each token, where in the images the model saw it.
+
+    ::
+
+        explainer = Explainer(model, processor)
+        e = explainer.explain("street.jpg", "Describe this image.")
+        e["bus"]
+
+    The model is used as it is: its attention implementation, device and dtype stay, no gradients are computed, and
+    beyond what ``generate`` holds anyway only one row of final hidden states a position is kept.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Qwen2-VL, Qwen2.5-VL or LLaVA-1.5, in evaluation mode.
+    processor : transformers.ProcessorMixin
+        Of that model; see :func:`tam_fast.load_processor`.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the model type has no layout here, there is no classifier, or it is quantised; says what is missing.
+    TypeError
+        If `model` or `processor` are something else.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._family = family_of(model)
+        for name in ("image_processor", "tokenizer"):
+            if getattr(processor, name, None) is None:
+                raise TypeError(f"processor: expected a processor with {name}, got {type(processor).__name__}")
+        self.model = model
+        self.processor = processor
+        classifier_of(model)
+
+    def __repr__(self) -> str:
+        return f"Explainer({type(self.model).__name__}, {type(self.processor).__name__})"
+
+    def explain(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        prompt: str = "Describe this image.",
+        answer: Answer | None = None,
+        *,
+        compat: Compat = None,
+        kernel_size: int = 3,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> Explanation:
+        """Explain an answer to a prompt about images: the model's own, or a given one.
+
+        Parameters
+        ----------
+        images : PIL image, path, (H, W, 3) uint8 array, or a sequence of them
+            They stand before the text, in this order.
+        prompt : str
+            What the user says.
+        answer : str, or int sequence or Tensor (T,), optional
+            Explain this answer instead of generating one. Token ids are taken as they are. A string is tokenised behind
+            the prompt where that leaves the prompt's tokens as they are, else on its own; for an answer that the model
+            generated this gives its tokens back unless it spelt a word in an unusual way. One forward pass without a
+            cache over prompt and answer; logits are made for the answer's positions only, a few at a time.
+        compat : None, "official" or "paper"
+            See :func:`tam_fast.activation_maps`.
+        kernel_size : int
+            Side of the rank Gaussian filter's window; 1 switches the filter off.
+        max_new_tokens : int, optional
+            Length limit of a generated answer. Default: what `generate_kwargs` or the model's generation configuration
+            say, else 128.
+        **generate_kwargs
+            Passed on to ``model.generate``; none with `answer`.
+
+        Returns
+        -------
+        Explanation
+            Its tokens are the generated ones without the end mark that generation stopped at. Candidates are the three
+            likeliest tokens of each step with their softmax probabilities over the vocabulary, from the model's logits
+            before temperature and other sampling transforms. ``elapsed`` has seconds for ``prepare``, ``generate`` (or
+            ``forward``), ``maps`` and ``total``.
+
+        Raises
+        ------
+        ValueError, TypeError, FileNotFoundError
+            If an argument is empty, of another type or not supported (more than one sequence, assisted decoding), the
+            model is in training mode, the answer has no token before its end mark, or a needed state is NaN or Inf.
+        ModelNotSupportedError
+            If processor and model do not fit together.
+
+        Notes
+        -----
+        Generation and a teacher-forced pass over the same tokens give the same maps up to the rounding of the model's
+        arithmetic, which sums differently for one row and for many.
+        """
+        started = time.perf_counter()
+        job = self._prepare(images, prompt, kernel_size)
+        job.elapsed["prepare"] = time.perf_counter() - started
+        began = time.perf_counter()
+        if answer is None:
+            ids, hidden, candidates = generate(job, generate_arguments(self.model, max_new_tokens, generate_kwargs))
+            job.elapsed["generate"] = time.perf_counter() - began
+        else:
+            if generate_kwargs:
+                raise ValueError(f"generate_kwargs: expected none with answer=, got {', '.join(generate_kwargs)}")
+            ids, hidden, candidates = force(job, answer_ids(job, answer))
+            job.elapsed["forward"] = time.perf_counter() - began
+        began = time.perf_counter()
+        with torch.no_grad():
+            maps = job.maps(ids, hidden, compat)
+        job.elapsed["maps"] = time.perf_counter() - began
+        writer = Writer(self.processor.tokenizer, candidates)
+        for token_id in ids:
+            writer.append(token_id)
+        writer.whole()
+        job.elapsed["total"] = time.perf_counter() - started
+        return job.explanation(maps, writer)
+
+    def stream(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        prompt: str = "Describe this image.",
+        *,
+        kernel_size: int = 3,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> ExplanationStream:
+        """Generate an answer and explain each token as soon as it is there.
+
+        ``generate`` runs in a thread of its own, but never at the same time as the loop over the steps: the model
+        works while the loop waits for the next step. Leaving the loop, :meth:`ExplanationStream.close` or dropping the
+        iterator stops generation at the next token and releases the hooks; an error in the model is raised in the loop.
+        The model may be used for something else between two steps, but for Qwen-VL with transformers before 5.17, which
+        keeps a prompt's position offset on the model.
+
+        Parameters
+        ----------
+        images, prompt, kernel_size, max_new_tokens, **generate_kwargs
+            As in :meth:`explain`.
+
+        Returns
+        -------
+        ExplanationStream
+            Iterate over it for :class:`Step` objects; then its ``explanation`` is what :meth:`explain` returns for the
+            same tokens, with the same bits in its maps.
+
+        Raises
+        ------
+        ValueError, TypeError, FileNotFoundError, ModelNotSupportedError
+            As :meth:`explain`; what the model raises comes out of the loop. A state that is NaN or Inf is found when a
+            map that needs it is read, or at the end of the loop.
+        """
+        started = time.perf_counter()
+        arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
+        job = self._prepare(images, prompt, kernel_size)
+        job.elapsed["prepare"] = time.perf_counter() - started
+        return ExplanationStream(job, arguments)
+
+    def _prepare(self, images: ImageLike | Sequence[ImageLike], prompt: str, kernel_size: int) -> Job:
+        if self.model.training:
+            raise ValueError(
+                "model: expected evaluation mode, got training mode, in which dropout makes states random: "
+                "call model.eval()"
+            )
+        pictures = load_images(images)
+        inputs = prepare_inputs(self.model, self.processor, pictures, prompt)
+        return Job(self.model, self.processor, classifier_of(self.model), pictures, prompt, inputs, kernel_size)

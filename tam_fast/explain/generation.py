@@ -1,0 +1,184 @@
+"""Where an answer comes from: what ``generate`` may be given and how it is watched, and answers that are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tam_fast.explain.job import CANDIDATES, Job
+from tam_fast.models.capture import CapturedCandidates, capture, capture_candidates
+from tam_fast.models.errors import ModelNotSupportedError
+from tam_fast.models.layouts import visual_mask
+
+__all__ = ["Answer", "answer_ids", "end_ids", "force", "generate", "generate_arguments"]
+
+Answer: TypeAlias = "str | Sequence[int] | Tensor"
+
+_MAX_NEW_TOKENS = 128
+# Answer positions whose logits are made at a time under teacher forcing: 32 x 151,936 float32 values are 19 MB.
+_LOGIT_ROWS = 32
+
+# Arguments of generate() with which there is no one sequence of states, or that are this library's to set.
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "assistant_model": "assisted decoding runs another model's states",
+        "prompt_lookup_num_tokens": "assisted decoding runs several positions a step",
+        "custom_generate": "the decoding loop must be generate()'s own",
+        "prefill_chunk_size": "the prompt must be processed in one piece",
+        "streamer": "use Explainer.stream()",
+        "inputs": "inputs are made of images and prompt",
+        "input_ids": "inputs are made of images and prompt",
+        "inputs_embeds": "inputs are made of images and prompt",
+        "past_key_values": "the prompt must be processed from its beginning",
+    }
+)
+
+
+def generate_arguments(model: Any, max_new_tokens: int | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and complete the arguments of generate()."""
+    arguments = {name: value for name, value in kwargs.items() if value is not None or name == "eos_token_id"}
+    for name, reason in _REFUSED.items():
+        if name in arguments:
+            raise ValueError(f"generate_kwargs: expected no {name}: {reason}")
+    configurations = [arguments.get("generation_config"), getattr(model, "generation_config", None)]
+    for name in ("num_beams", "num_return_sequences"):
+        value = _setting(name, arguments, configurations)
+        if value is not None and value > 1:
+            raise ValueError(f"generate_kwargs: expected {name} = 1 (one answer is explained), got {value}")
+    for name in ("output_attentions", "output_hidden_states", "output_scores", "output_logits"):
+        if arguments.pop(name, False):
+            raise ValueError(f"generate_kwargs: expected no {name}: it would be kept for nothing")
+    if max_new_tokens is not None:
+        arguments["max_new_tokens"] = max_new_tokens
+    elif (
+        _setting("max_new_tokens", arguments, configurations) is None
+        and _setting("max_length", arguments, configurations[:1]) is None
+    ):
+        arguments["max_new_tokens"] = _MAX_NEW_TOKENS
+    # Some checkpoints switch the cache off for training; a compiled decoder would not see the hooks.
+    if arguments.get("generation_config") is None:
+        arguments.setdefault("use_cache", True)
+        if hasattr(model.generation_config, "disable_compile"):
+            arguments.setdefault("disable_compile", True)
+    return arguments
+
+
+def _setting(name: str, arguments: Mapping[str, Any], configurations: Sequence[Any]) -> Any:
+    """Look a setting of generate() up in the order in which generate() does; None if it is nowhere."""
+    if name in arguments:
+        return arguments[name]
+    for configuration in configurations:
+        value = getattr(configuration, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def end_ids(job: Job, arguments: Mapping[str, Any]) -> frozenset[int]:
+    """Collect the ids that end an answer."""
+    configurations = [arguments.get("generation_config"), getattr(job.model, "generation_config", None)]
+    ends: set[int] = set()
+    for value in (
+        _setting("eos_token_id", arguments, configurations),
+        getattr(job.processor.tokenizer, "eos_token_id", None),
+    ):
+        if value is not None:
+            ends.update(int(end) for end in torch.as_tensor(value).flatten().tolist())
+    return frozenset(ends)
+
+
+def generate(job: Job, arguments: dict[str, Any]) -> tuple[list[int], Tensor, CapturedCandidates]:
+    """Generate an answer: its ids (T,), the states (P + T - 1, C) and each step's candidates."""
+    with torch.no_grad(), capture(job.model) as states, capture_candidates(job.model, CANDIDATES) as candidates:
+        output = job.model.generate(**job.model_inputs(), **arguments)
+    sequence = output if isinstance(output, Tensor) else output.sequences
+    prompt_length = job.prompt.layout.answer_start
+    generated = sequence[0, prompt_length:].tolist()
+    ids = _without_end(job, generated, end_ids(job, arguments))
+    if states.prefill_length != prompt_length:
+        raise ModelNotSupportedError(
+            f"model: expected one state for each of the prompt's {prompt_length} positions, got "
+            f"{states.prefill_length} from {type(job.model).__name__}"
+        )
+    return ids, states.hidden[: prompt_length + len(ids) - 1], candidates
+
+
+def _without_end(job: Job, ids: list[int], ends: frozenset[int]) -> list[int]:
+    """Drop the end marks that an answer closes with."""
+    count = len(ids)
+    while count and ids[count - 1] in ends:
+        count -= 1
+    if not count:
+        names = job.processor.tokenizer.convert_ids_to_tokens(ids)
+        raise ValueError(f"answer: expected at least one token before the end mark, got {names}")
+    return ids[:count]
+
+
+def answer_ids(job: Job, answer: Answer) -> list[int]:
+    """Bring a given answer to token ids (T,)."""
+    if isinstance(answer, str):
+        ids = _tokenise(job, answer)
+    else:
+        try:
+            tensor = torch.as_tensor(answer)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"answer: expected a string or token ids, got {type(answer).__name__}") from error
+        if tensor.ndim != 1 or (tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool)):
+            raise TypeError(f"answer: expected token ids (T,), got {tuple(tensor.shape)} of {tensor.dtype}")
+        ids = [int(token_id) for token_id in tensor.tolist()]
+    ids = _without_end(job, ids, end_ids(job, {}))
+    rows = job.classifier.shape[0]
+    for token_id in ids:
+        if not 0 <= token_id < rows:
+            raise ValueError(f"answer: expected token ids from 0 to {rows - 1}, got {token_id}")
+    if bool(visual_mask(job.model.config, torch.tensor(ids)).any()):
+        raise ValueError("answer: expected text, got a placeholder of an image or video")
+    return ids
+
+
+def _tokenise(job: Job, answer: str) -> list[int]:
+    """Tokenise an answer as the continuation of the prompt."""
+    if not answer:
+        raise ValueError("answer: expected a text, got an empty string")
+    tokenizer, rendered = job.processor.tokenizer, job.prompt.rendered
+    prefix = job.prompt.family.answer_prefix
+    tail = answer if not prefix or answer[0].isspace() else prefix + answer
+    before = list(job.prompt.rendered_ids)
+    whole = tokenizer(rendered.text + tail, add_special_tokens=rendered.add_special_tokens)["input_ids"]
+    if whole[: len(before)] == before:
+        found = whole[len(before) :]
+    else:
+        # The answer's first characters would join the prompt's last token, which generation cannot do either.
+        found = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [int(token_id) for token_id in found]
+
+
+def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidates]:
+    """Run the model once over prompt and answer; as :func:`generate`."""
+    # The last token predicts nothing that is explained: it gets no position.
+    inputs: dict[str, Any] = dict(job.model_inputs(ids[:-1]))
+    runner = job.model
+    if "logits_to_keep" in inspect.signature(type(runner).forward).parameters:
+        inputs["logits_to_keep"] = 1
+    else:
+        runner = runner.base_model
+    with torch.no_grad(), capture(job.model) as states:
+        runner(**inputs, use_cache=False)
+    hidden = states.hidden
+    first = job.prompt.layout.answer_start - 1
+    if hidden.shape[0] != first + len(ids):
+        raise ModelNotSupportedError(
+            f"model: expected one state for each of {first + len(ids)} positions, got {hidden.shape[0]} from "
+            f"{type(job.model).__name__}"
+        )
+    candidates = CapturedCandidates()
+    head = job.model.get_output_embeddings()
+    with torch.no_grad():
+        for rows in hidden[first:].split(_LOGIT_ROWS):
+            candidates.append(head(rows), CANDIDATES)
+    return ids, hidden, candidates

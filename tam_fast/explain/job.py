@@ -1,0 +1,145 @@
+"""The work at hand: one prompt about some images, the answer as it grows, and what its explanation is made of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tam_fast.explanation import Candidate, Explanation
+from tam_fast.maps.answer import TokenActivationMaps, activation_maps
+from tam_fast.maps.tokens import Compat
+from tam_fast.models.capture import CapturedCandidates
+from tam_fast.models.errors import ModelNotSupportedError
+from tam_fast.models.inputs import PromptInputs
+from tam_fast.models.text import TextDecoder, token_pieces
+
+__all__ = ["CANDIDATES", "Job", "Writer", "classifier_of"]
+
+CANDIDATES = 3
+"""How many of a step's likeliest tokens are kept."""
+
+# Values that per-position inputs have at the answer's positions: text, attended to.
+_ANSWER_VALUES: Mapping[str, int] = MappingProxyType({"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0})
+
+
+def classifier_of(model: Any) -> Tensor:
+    """Get the lm_head weight (V, C) of a model."""
+    find = getattr(model, "get_output_embeddings", None)
+    weight = getattr(find() if callable(find) else None, "weight", None)
+    name = type(model).__name__
+    if not isinstance(weight, Tensor):
+        raise ModelNotSupportedError(f"model: expected get_output_embeddings() with a weight, got none in {name}")
+    if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ModelNotSupportedError(
+            f"model: expected an lm_head weight (V, C) of float32, float16, bfloat16 or float64, got "
+            f"{tuple(weight.shape)} of {weight.dtype} in {name} (leave the lm_head out of quantisation)"
+        )
+    if weight.device.type == "meta":
+        raise ModelNotSupportedError(
+            f"model: expected an lm_head weight in memory, got one that is offloaded in {name}"
+        )
+    return weight.detach()
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt about some images, and what its explanation is made of."""
+
+    model: Any
+    processor: Any
+    classifier: Tensor  # (V, C)
+    images: list[Image.Image]
+    text: str
+    prompt: PromptInputs
+    kernel_size: int
+    elapsed: dict[str, float] = field(default_factory=dict)
+
+    def model_inputs(self, answer: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Return what the model takes, on its device; with an answer's tokens behind the prompt's."""
+        inputs = dict(self.prompt.inputs)
+        if answer:
+            tail = torch.tensor([list(answer)])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
+            for name, value in _ANSWER_VALUES.items():
+                if name in inputs:
+                    inputs[name] = torch.cat([inputs[name], torch.full_like(tail, value, dtype=inputs[name].dtype)], 1)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def maps(self, ids: Sequence[int], hidden: Tensor, compat: Compat = None) -> TokenActivationMaps:
+        """Make the maps of an answer (T,) from its states (P + T - 1, C), on the CPU."""
+        return activation_maps(
+            hidden.to(self.classifier.device),
+            self.classifier,
+            torch.cat([self.prompt.input_ids, torch.tensor(ids)]),
+            self.prompt.layout,
+            compat=compat,
+            kernel_size=self.kernel_size,
+        ).to("cpu")
+
+    def explanation(self, maps: TokenActivationMaps, writer: Writer) -> Explanation:
+        """Put maps and text together."""
+        decoder, candidates = writer.whole()
+        ids = self.prompt.input_ids[self.prompt.layout.prompt].tolist()
+        return Explanation(
+            tokens=decoder.pieces,
+            token_ids=writer.token_ids,
+            text=decoder.text,
+            offsets=decoder.offsets,
+            maps=maps,
+            candidates=candidates,
+            images=self.images,
+            prompt=self.text,
+            context_tokens=token_pieces(self.processor.tokenizer, ids) + decoder.pieces[:-1],
+            model=_model_name(self.model),
+            elapsed=self.elapsed,
+        )
+
+
+def _model_name(model: Any) -> str:
+    """Name a model: its hub id, the last part of its folder, or its class."""
+    name = str(getattr(model.config, "name_or_path", "") or "")
+    return (Path(name).name if Path(name).exists() else name) or type(model).__name__
+
+
+class Writer:
+    """The answer as it grows: pieces, offsets, and candidates with their texts, decoded when they are asked for."""
+
+    def __init__(self, tokenizer: Any, found: CapturedCandidates) -> None:
+        self.token_ids: list[int] = []
+        self._decoder = TextDecoder(tokenizer)
+        self._candidates: list[list[Candidate]] = []
+        self._texts: list[str] = []  # the answer after each token
+        self._found = found
+        self._lock = threading.Lock()
+
+    def append(self, token_id: int) -> None:
+        """Take the answer's next token."""
+        self.token_ids.append(token_id)
+
+    def step(self, index: int) -> tuple[str, str, list[Candidate]]:
+        """Return a token's piece, the text up to it, and the candidates."""
+        self._decode(index + 1)
+        return self._decoder.pieces[index], self._texts[index], self._candidates[index]
+
+    def whole(self) -> tuple[TextDecoder, list[list[Candidate]]]:
+        """Return the decoded answer and the candidates of all of its steps."""
+        self._decode(len(self.token_ids))
+        return self._decoder, self._candidates
+
+    def _decode(self, count: int) -> None:
+        with self._lock:
+            for index in range(len(self._texts), count):
+                self._append(self.token_ids[index], self._found[index])
+
+    def _append(self, token_id: int, found: list[tuple[int, float]]) -> None:
+        self._candidates.append([Candidate(other, self._decoder.peek(other), p) for other, p in found])
+        self._decoder.append(token_id)
+        self._texts.append(self._decoder.text)

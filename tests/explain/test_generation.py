@@ -1,0 +1,161 @@
+"""Generation: what an answer's end is, given answers as tokens, and what `generate` may be given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest_models import PROMPT, hooks, picture
+from explainers import GREEDY, SAME_MODEL, STEPS, assert_same
+
+
+@pytest.fixture
+def ends(qwen):
+    """Set which ids end an answer, for one test."""
+    before = qwen.model.generation_config.eos_token_id
+
+    def setter(value):
+        qwen.model.generation_config.eos_token_id = value
+
+    yield setter
+    qwen.model.generation_config.eos_token_id = before
+
+
+def test_given_text_is_tokenised_as_the_models_own(explainer):
+    answer = "A dog and a cat sit on the red sofa."
+    e = explainer.explain(picture(), PROMPT, answer=answer)
+    assert e.text == answer
+    assert "".join(e.tokens) == answer
+    assert_same(explainer.explain(picture(), PROMPT, answer=e.token_ids), e)
+    assert [e.text[start:end] for start, end in e.offsets] == e.tokens
+    assert e["dog"].shape == e.layout.sizes[0]
+
+
+def test_text_that_would_join_the_prompt_is_tokenised_alone(qwen):
+    e = qwen.explain(picture(), PROMPT, answer="\n\nA dog")
+    assert e.text == "\n\nA dog"
+
+
+def test_sampling_streams_what_it_explains(qwen):
+    settings = {"max_new_tokens": STEPS, "do_sample": True, "temperature": 3.0, "top_k": 0}
+    torch.manual_seed(3)
+    e = qwen.explain(picture(), PROMPT, **settings)
+    torch.manual_seed(3)
+    stream = qwen.stream(picture(), PROMPT, **settings)
+    steps = list(stream)
+    assert_same(stream.explanation, e)
+    assert any(step.candidates[0].token_id != step.token_id for step in steps), "temperature 3 takes other tokens"
+    greedy = qwen.explain(picture(), PROMPT, max_new_tokens=1, do_sample=False)
+    probabilities = [c.probability for c in greedy.candidates[0]]
+    assert [c.probability for c in e.candidates[0]] == pytest.approx(probabilities), "before the temperature"
+
+
+def test_end_mark_is_no_token_of_the_answer(qwen, ends):
+    free = qwen.explain(picture(), PROMPT, **GREEDY)
+    last = 4
+    end = free.token_ids[last]
+    assert end not in free.token_ids[:last]
+    ends([end, qwen.processor.tokenizer.eos_token_id])
+    e = qwen.explain(picture(), PROMPT, **GREEDY)
+    assert e.token_ids == free.token_ids[:last]
+    assert torch.equal(e.maps.maps, free.maps.maps[:last])
+    stream = qwen.stream(picture(), PROMPT, **GREEDY)
+    assert [step.token_id for step in stream] == e.token_ids
+    assert_same(stream.explanation, e)
+    assert_same(qwen.explain(picture(), PROMPT, answer=[*e.token_ids, end]), e, **SAME_MODEL)
+
+
+def test_end_mark_in_the_middle_is_shown(qwen, ends):
+    tokenizer = qwen.processor.tokenizer
+    end = tokenizer.eos_token_id
+    dog, cat = (tokenizer(word)["input_ids"][0] for word in (" dog", " cat"))
+    script = [dog, end, end, cat, end]
+    ends(None)
+
+    def dictate(prompt):
+        def processor(ids, scores):
+            forced = torch.full_like(scores, -float("inf"))
+            forced[0, script[ids.shape[1] - prompt]] = 0
+            return forced
+
+        return [processor]
+
+    prompt = qwen._prepare(picture(), PROMPT, 3).prompt.layout.answer_start
+    settings = {"max_new_tokens": len(script), "do_sample": False, "logits_processor": dictate(prompt)}
+    e = qwen.explain(picture(), PROMPT, **settings)
+    assert e.token_ids == script[:-1]
+    assert e.tokens[1] == tokenizer.eos_token
+    assert e.offsets[1] == e.offsets[2] == (e.offsets[0][1], e.offsets[0][1])
+    stream = qwen.stream(picture(), PROMPT, **settings)
+    assert [step.token_id for step in stream] == script[:-1]
+    assert_same(stream.explanation, e)
+
+
+def test_answer_of_nothing_but_the_end_mark_is_refused(qwen, ends):
+    first = qwen.explain(picture(), PROMPT, max_new_tokens=1, do_sample=False).token_ids
+    ends(first)
+    with pytest.raises(ValueError, match="at least one token before the end mark"):
+        qwen.explain(picture(), PROMPT, **GREEDY)
+    with pytest.raises(ValueError, match="at least one token before the end mark"):
+        list(qwen.stream(picture(), PROMPT, **GREEDY))
+    with pytest.raises(ValueError, match="at least one token before the end mark"):
+        qwen.explain(picture(), PROMPT, answer=first)
+    assert hooks(qwen.model) == 0
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_beams": 3}, "num_beams = 1 .*got 3"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences = 1"),
+        ({"assistant_model": object()}, "assisted"),
+        ({"prompt_lookup_num_tokens": 3}, "assisted"),
+        ({"streamer": object()}, r"Explainer.stream"),
+        ({"input_ids": torch.zeros(1, 2)}, "made of images and prompt"),
+        ({"output_attentions": True}, "output_attentions"),
+        ({"prefill_chunk_size": 4}, "one piece"),
+        ({"use_cache": False}, "use_cache=True"),
+        ({"no_such_argument": 1}, "no_such_argument"),
+    ],
+)
+def test_generate_arguments_that_are_refused(qwen, settings, message):
+    with pytest.raises(ValueError, match=message):
+        qwen.explain(picture(), PROMPT, max_new_tokens=3, **settings)
+    with pytest.raises(ValueError, match=message):
+        list(qwen.stream(picture(), PROMPT, max_new_tokens=3, **settings))
+    assert hooks(qwen.model) == 0
+
+
+def test_generation_configuration_is_heeded(qwen):
+    configuration = qwen.model.generation_config.__class__(max_new_tokens=2, do_sample=False, eos_token_id=None)
+    assert len(qwen.explain(picture(), PROMPT, generation_config=configuration)) == 2
+    configuration.num_beams = 2
+    with pytest.raises(ValueError, match="num_beams"):
+        qwen.explain(picture(), PROMPT, generation_config=configuration)
+    assert len(qwen.explain(picture(), PROMPT, max_length=60, do_sample=False)) >= 1
+
+
+def test_a_cache_switched_off_for_training_is_switched_on(qwen):
+    before = qwen.model.generation_config.use_cache
+    qwen.model.generation_config.use_cache = False
+    try:
+        assert len(qwen.explain(picture(), PROMPT, **GREEDY)) == STEPS
+    finally:
+        qwen.model.generation_config.use_cache = before
+
+
+@pytest.mark.parametrize(
+    "answer, error, message",
+    [
+        ("", ValueError, "answer: expected a text"),
+        ([], ValueError, "at least one token"),
+        ([[1, 2]], TypeError, "token ids"),
+        ([1.5], TypeError, "token ids"),
+        (object(), TypeError, "string or token ids"),
+        ([1, 10**6], ValueError, "answer: expected token ids from 0 to"),
+        ([1, -1], ValueError, "answer: expected token ids from 0 to"),
+        ("a <|image_pad|> b", ValueError, "placeholder"),
+    ],
+)
+def test_answers_that_are_refused(qwen, answer, error, message):
+    with pytest.raises(error, match=message):
+        qwen.explain(picture(), PROMPT, answer=answer)
