@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -161,3 +163,42 @@ def test_modules_say_what_they_are() -> None:
     assert emulated.__version__ == __version__
     assert (emulated.F32, emulated.F16, emulated.BF16, emulated.F64, emulated.U8) == (0, 1, 2, 3, 4)
     assert (emulated.FINISH_MAPS, emulated.FINISH_CAUSAL) == (0, 1)
+
+
+@pytest.mark.long
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("capabilities", "options", "built", "why"),
+    [
+        (None, [], set(), "no GPU was visible when it was built"),
+        ("8.6\n9.0\n8.6", [], {"86", "90"}, ""),
+        ("9.0\n7.5", [], {"90"}, ""),
+        ("7.5", [], set(), "expected a GPU of compute capability 8.0 or later when it was built, got 7.5"),
+        ("9.0", ["-DCMAKE_CUDA_ARCHITECTURES=80-real"], {"80"}, ""),
+        (None, ["-DTAM_FAST_CUDA=ON"], {"80", "90", "100"}, ""),
+        ("9.0", ["-DTAM_FAST_CUDA=OFF"], set(), "TAM_FAST_CUDA=OFF"),
+    ],
+)
+def test_which_architectures_are_built(
+    capabilities: str | None, options: list[str], built: set[str], why: str, tmp_path: Path
+) -> None:
+    pybind11 = importlib.util.find_spec("pybind11")
+    if pybind11 is None or pybind11.origin is None or shutil.which("cmake") is None:
+        pytest.skip("configuring needs cmake and pybind11, which the extra 'test' installs")
+    # As the tool of a machine with these GPUs, or of one whose driver finds none.
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + ("exit 9\n" if capabilities is None else f"printf '{capabilities}'\n"))
+    tool.chmod(0o755)
+    build = tmp_path / "build"
+    command = [
+        *("cmake", "-S", str(ROOT), "-B", str(build), *options, f"-DPython_EXECUTABLE={sys.executable}"),
+        f"-Dpybind11_DIR={Path(pybind11.origin).parent / 'share' / 'cmake' / 'pybind11'}",
+    ]
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    for _ in range(2):  # a second configuration must not take a default of the first for what was asked for
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
+        said = re.findall(r"Without CUDA kernels: (.*)", done.stdout)
+        assert said == ([why] if why else [])
+        flags = "".join(path.read_text() for path in build.rglob("flags.make"))
+        assert set(re.findall(r"code=\[(?:compute_\d+,)?sm_(\d+)\]", flags)) == built

@@ -143,3 +143,39 @@ def test_what_is_no_image_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="2000 pixels"):
         load_images(tmp_path / "large.png")
+
+
+def test_prompts_of_one_shape_are_rendered_once_each(qwen, monkeypatch):
+    model, _ = qwen
+    processor = qwen_processor()
+    render, rendered = processor.apply_chat_template, []
+    monkeypatch.setattr(processor, "apply_chat_template", lambda *a, **k: rendered.append(1) or render(*a, **k))
+    for number, prompt in enumerate(("one", "two", "three words more")):
+        found = prepare_inputs(model, processor, [picture()], prompt)
+        assert prompt_text(found, processor) == prompt
+        assert len(rendered) == number + 2, "the first also shows where the texts go"
+    # Another template: what is known of the first one must not be taken for it.
+    processor.chat_template = QWEN_TEMPLATE.replace("part['text']", "'Q:' + part['text']")
+    assert prompt_text(prepare_inputs(model, processor, [picture()], "one"), processor) == "one"
+
+
+def test_a_template_that_tells_the_time_is_followed(qwen, monkeypatch):
+    _, processor = qwen
+    times = iter("abc")
+    monkeypatch.setattr(
+        processor, "apply_chat_template", lambda chat, **_: next(times) + "|" + chat[0]["content"][0]["text"]
+    )
+    chat = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    with pytest.raises(ModelNotSupportedError, match="keeps the user's text"):
+        render_prompt(FAMILIES["qwen2_vl"], processor, chat)
+    times = iter("aaabb")  # it has become b since the pattern was made
+    for _ in range(3):
+        found = render_prompt(FAMILIES["qwen2_vl"], processor, chat)
+        assert [found.text[start:end] for start, end in found.spans] == ["x"]
+
+
+def test_the_rendered_ids_are_those_of_the_rendered_text(qwen, llava):
+    for model, processor in (qwen, llava):
+        found = prepare_inputs(model, processor, [picture()], PROMPT)
+        ids = processor.tokenizer(found.rendered.text, add_special_tokens=found.rendered.add_special_tokens)
+        assert list(found.rendered_ids) == ids["input_ids"]

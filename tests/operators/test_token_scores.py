@@ -136,3 +136,17 @@ def test_errors(change: dict[str, object], kind: type[Exception], words: list[st
         tam_fast.token_scores(**(arguments | change))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 100, 1104])
+def test_one_or_two_tokens_of_halves_have_the_bits_of_many(isa: str, dtype: torch.dtype, channels: int) -> None:
+    # Whole groups of channels are read as they are then, without a float32 copy.
+    hidden, classifier, ids = case(51, channels, 40, 7, dtype)
+    views = {"contiguous": hidden, "rows apart": torch.cat([hidden, hidden], 1)[:, :channels], "odd": hidden[1::2]}
+    for name, states in views.items():
+        for weight in (classifier, classifier.float()):
+            many = tam_fast.token_scores(states, weight, ids)
+            for count in (1, 2):
+                few = tam_fast.token_scores(states, weight, ids[:count])
+                assert torch.equal(few, many[:count]), (name, count)
