@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from tam_fast.cli.console import EPILOG
+from tam_fast.cli.console import EPILOG, Failure, error_line, to_stdout
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -30,11 +31,43 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the command; the entry point ``tam-fast``."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # An answer may hold characters that the terminal's encoding lacks.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="tam-fast")
+    try:
+        with to_stdout():
+            app(prog_name="tam-fast")
+    # What the commands do not turn into one: --help and --version to a disk that is full.
+    except Failure as failure:
+        error_line(str(failure))
+        sys.exit(int(failure.code))
+
+
+def _open_closed_streams() -> None:
+    """Put something in the place of standard streams that are closed, lest files that we open become them.
+
+    What is printed on a closed stdout fails, as it does for other programs; what is printed on a closed stderr is lost.
+    """
+    for handle in range(3):
+        if not _is_open(handle):
+            nowhere = os.open(os.devnull, os.O_WRONLY if handle == 2 else os.O_RDONLY)
+            if nowhere != handle:
+                os.dup2(nowhere, handle)
+                os.close(nowhere)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
+def _is_open(handle: int) -> bool:
+    try:
+        os.fstat(handle)
+    except OSError:
+        return False
+    return True
 
 
 def _version(wanted: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Annotated, TextIO, TypeAlias
 
@@ -27,7 +28,11 @@ __all__ = [
     "print_json",
     "printable",
     "progress",
+    "reason",
     "rich_console",
+    "shortened",
+    "tell",
+    "to_stdout",
 ]
 
 
@@ -46,7 +51,7 @@ Exit codes:
   0  done
   1  an unexpected failure (--debug shows where)
   2  wrong usage: an option's value, an empty prompt
-  3  a file: an image that cannot be read, is none or is too large; results that cannot be written
+  3  a file: an image that cannot be read, is none or is too large; results or an output that cannot be written
   4  the model: not found, not supported, or unable to take this input
 With several images each is explained on its own; one that fails is reported, the others are still explained, and
 the exit code is the first failure's."""
@@ -83,22 +88,66 @@ def failures(debug: bool) -> Iterator[None]:
         if debug:
             import traceback
 
-            traceback.print_exc()
+            tell(traceback.format_exc(), end="")
         failure = as_failure(error)
         error_line(str(failure))
         raise typer.Exit(int(failure.code)) from None
 
 
 def as_failure(error: Exception) -> Failure:
-    """Say of an error that nobody foresaw that it is one."""
+    """Say what an error is to the user: a file's, or one that nobody foresaw."""
     if isinstance(error, Failure):
         return error
+    if isinstance(error, OSError):
+        return Failure(ExitCode.FILE, reason(error, file=True))
     return Failure(ExitCode.FAILURE, f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)")
+
+
+def reason(error: OSError, file: bool = False) -> str:
+    """Say in plain words what the system has against a file; with `file` also which."""
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {text}" if file and isinstance(error.filename, str) else text
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print on stderr; that it is closed or full is no reason to stop."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def error_line(message: str) -> None:
     """Print an error on stderr."""
-    print(f"tam-fast: error: {one_line(message)}", file=sys.stderr)
+    tell(f"tam-fast: error: {one_line(message)}")
+
+
+@contextmanager
+def to_stdout(stdout: TextIO | None = None) -> Iterator[TextIO]:
+    """Print on stdout (or `stdout`) in a block after which all of it has arrived.
+
+    Raises
+    ------
+    BrokenPipeError
+        If the reader has gone away.
+    Failure
+        If it cannot be written otherwise: the disk is full.
+    """
+    stream = sys.stdout if stdout is None else stdout
+    try:
+        yield stream
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(stream)
+        raise Failure(ExitCode.FILE, f"standard output cannot be written: {reason(error)}") from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Lead a stream nowhere, so that what it still holds does not fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def printable(text: str) -> str:
@@ -112,6 +161,12 @@ def one_line(error: object, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def shortened(name: str, limit: int = 160) -> str:
+    """Cut the middle out of a name that would fill a message."""
+    half = limit // 2
+    return name if len(name) <= limit else f"{name[:half]}...{name[-half:]}"
+
+
 def progress(quiet: bool) -> Callable[[str], None]:
     """Return a function that prints a line on stderr, with the seconds since now; with `quiet` it prints nothing."""
     start = time.perf_counter()
@@ -119,7 +174,7 @@ def progress(quiet: bool) -> Callable[[str], None]:
     def say(message: str) -> None:
         if not quiet:
             seconds = time.perf_counter() - start
-            print(f"tam-fast: {seconds:5.1f} s  {printable(message)}", file=sys.stderr, flush=True)
+            tell(f"tam-fast: {seconds:5.1f} s  {printable(message)}")
 
     return say
 
@@ -134,4 +189,5 @@ def rich_console(file: TextIO | None = None) -> Console:
 
 def print_json(document: object) -> None:
     """Print a JSON document on stdout, in ASCII: no terminal encoding can spoil it."""
-    print(json.dumps(document, indent=1))
+    with to_stdout() as stdout:
+        print(json.dumps(document, indent=1), file=stdout)

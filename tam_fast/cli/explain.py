@@ -23,6 +23,9 @@ from tam_fast.cli.console import (
     print_json,
     printable,
     progress,
+    shortened,
+    tell,
+    to_stdout,
 )
 from tam_fast.cli.images import Source, decode, find_images
 from tam_fast.cli.loading import Dtype, load_explainer
@@ -50,7 +53,7 @@ def explain(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Image files, '-' for standard input. Without any, a sample scene that comes with the package.",
+            help="Image files or pipes, '-' for standard input. Without any, a sample scene of the package.",
             show_default=False,
         ),
     ] = None,
@@ -104,7 +107,8 @@ def explain(
     """Explain what a model says about images: where it saw each word.
 
     For each image, DIR gets NAME.png (every token's overlay in one picture), NAME.safetensors and NAME.json (the
-    explanation, for tam_fast.load). Results of an earlier run are replaced; other files are not, unless --force.
+    explanation, for tam_fast.load). Results of an earlier run are replaced; other files are not, unless --force; inputs
+    never.
     The sentence is printed with each word's visual strength: the maximum of its map, 1 where the image is the strongest
     evidence for the word, near 0 where the text before it is.
     """
@@ -161,7 +165,7 @@ class _Outcome:
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def fail(self, name: str, failure: Failure) -> None:
-        message = f"{name}: {failure}"
+        message = f"{shortened(name) or repr(name)}: {failure}"
         self.errors.append({"image": name, "code": int(failure.code), "message": message})
         error_line(message)
 
@@ -176,6 +180,9 @@ def _check(job: _Job) -> None:
         refuse("--prompt", "some text", job.prompt)
     if job.answer is not None and not job.answer.strip():
         refuse("--answer", "some text", job.answer)
+    for option, text in (("--prompt", job.prompt), ("--answer", job.answer or "")):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            refuse(option, "text in UTF-8", shortened(text))
     if job.model is not None and not job.model.strip():
         refuse("--model", "a model folder or a model hub id", job.model)
     if job.max_new_tokens < 1:
@@ -197,23 +204,23 @@ def _check(job: _Job) -> None:
 def _run(job: _Job, names: Sequence[str], debug: bool) -> int:
     """Explain all images; return the exit code."""
     outcome = _Outcome()
-    stdout = sys.stdout
+    stdout, deaf = sys.stdout, False
     say = progress(job.quiet)
     # Whatever libraries print belongs on stderr: stdout is for the results.
     with redirect_stdout(sys.stderr):
         groups = _groups(job, names, outcome)
         if groups:
             make_folder(job.output)
-            say("loading the embedded model" if job.model is None else f"loading {job.model}")
+            say("loading the embedded model" if job.model is None else f"loading {shortened(job.model)}")
             explainer = load_explainer(job.model, job.device, job.dtype, debug)
-        inputs = [source.file for group in groups for source in group if isinstance(source.file, Path)]
-        plan = Targets(job.output, inputs, job.force)
+            plan = Targets(job.output, _inputs(job, names, groups), job.force)
         for number, group in enumerate(groups, 1):
             name = ", ".join(source.name for source in group)
-            say(f"[{number}/{len(groups)}] {name}")
+            say(f"[{number}/{len(groups)}] {shortened(name)}")
             try:
                 targets = plan.choose("together" if job.together else group[0].stem)
                 explanation = _explain(job, explainer, group)
+                plan.check(targets)  # again: an explanation takes long
                 write(explanation, targets, job.cmap)
             except Exception as error:
                 if debug and not isinstance(error, Failure):
@@ -224,13 +231,29 @@ def _run(job: _Job, names: Sequence[str], debug: bool) -> int:
                 shown = [source.name for source in group] if job.together else name
                 files = {kind: str(path) for kind, path in targets.items()}
                 outcome.results.append({"image": shown, **describe(explanation), "files": files})
-            elif not job.quiet:
-                show(stdout, name, explanation, targets, job.cmap)
+            elif not (job.quiet or deaf):
+                try:
+                    with to_stdout(stdout):
+                        show(stdout, name, explanation, targets, job.cmap)
+                except Failure as failure:
+                    # The others are still explained: their files are what counts.
+                    outcome.fail(name, failure)
+                    deaf = True
     if job.as_json:
         from tam_fast._version import __version__
 
-        print_json({"tam_fast": __version__, "results": outcome.results, "errors": outcome.errors})
+        try:
+            print_json({"tam_fast": __version__, "results": outcome.results, "errors": outcome.errors})
+        except Failure as failure:
+            outcome.fail("--json", failure)
     return int(outcome.errors[0]["code"]) if outcome.errors else 0
+
+
+def _inputs(job: _Job, names: Sequence[str], groups: Sequence[Sequence[Source]]) -> list[str | Path]:
+    """Gather what no result may replace: everything that was named, also what was refused, and the sample scene."""
+    inputs: list[str | Path] = [name for name in names if name != "-"]
+    inputs += [source.file for group in groups for source in group if isinstance(source.file, Path)]
+    return inputs if job.model is None else [*inputs, job.model]
 
 
 def _groups(job: _Job, names: Sequence[str], outcome: _Outcome) -> list[list[Source]]:
@@ -242,7 +265,7 @@ def _groups(job: _Job, names: Sequence[str], outcome: _Outcome) -> list[list[Sou
 
 
 def _explain(job: _Job, explainer: Explainer, group: Sequence[Source]) -> Explanation:
-    pictures = [decode(source) for source in group]
+    pictures = [decode(source, job.max_pixels, job.quiet) for source in group]
     images = pictures if job.together else pictures[0]
     options: dict[str, Any] = {
         "prompt": job.prompt,
@@ -266,8 +289,8 @@ def _watch(steps: ExplanationStream) -> Explanation:
     try:
         for step in steps:
             tail = printable(" ".join(step.text.split()))[-60:]
-            print(f"\r\x1b[Ktam-fast: token {step.index + 1}  {tail}", end="", file=sys.stderr, flush=True)
+            tell(f"\r\x1b[Ktam-fast: token {step.index + 1}  {tail}", end="")
         return steps.explanation
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        tell("\r\x1b[K", end="")
         steps.close()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
-import sys
+import os
+import stat
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tam_fast.cli.console import ExitCode, Failure, one_line
+from tam_fast.cli.console import ExitCode, Failure, one_line, reason, tell
+from tam_fast.cli.streams import is_stdin, most_bytes, read_pipe, read_stdin
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["Source", "decode", "find_images"]
+
+_OPTION = "--max-pixels"
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Source:
     name : str
         What the user wrote.
     file : Path or BytesIO
-        Where it lies; the bytes of standard input.
+        Where it lies; the bytes of standard input or of a pipe.
     stem : str
         What its results are called.
     """
@@ -43,7 +48,7 @@ def find_images(names: Sequence[str], max_pixels: int, fail: Callable[[str, Fail
     Parameters
     ----------
     names : sequence of str
-        Paths, and "-" for standard input.
+        Paths of files and pipes, and "-" for standard input.
     max_pixels : int
         Larger images are refused.
     fail : callable
@@ -60,7 +65,7 @@ def find_images(names: Sequence[str], max_pixels: int, fail: Callable[[str, Fail
         names = [str(path) for path in sample_scenes()[:1]]
         if not names:
             raise Failure(ExitCode.FILE, "this installation lacks the sample scenes; name an image")
-    if list(names).count("-") > 1:
+    if sum(is_stdin(name) for name in names) > 1:
         raise Failure(ExitCode.USAGE, "IMAGE: expected '-' (standard input) at most once")
 
     def find(name: str) -> Source | None:
@@ -68,81 +73,63 @@ def find_images(names: Sequence[str], max_pixels: int, fail: Callable[[str, Fail
             return _find(name, max_pixels)
         except Failure as failure:
             fail(name, failure)
-            return None
+        except (OSError, ValueError) as error:
+            text = reason(error) if isinstance(error, OSError) else one_line(error)
+            fail(name, Failure(ExitCode.FILE, f"the image cannot be read: {text}"))
+        return None
 
     return [source for name in names if (source := find(name)) is not None]
 
 
 def _find(name: str, max_pixels: int) -> Source:
     """Check that a name is that of an image which is not too large, by its head alone."""
-    if name == "-":
-        source = Source(name, io.BytesIO(sys.stdin.buffer.read()), "stdin")
+    from tam_fast.models.images import not_a_path, read_head
+
+    if is_stdin(name):
+        source = Source(name, read_stdin(most_bytes(max_pixels)), "stdin")
     else:
         path = Path(name)
-        if not path.exists():
-            raise Failure(ExitCode.FILE, "no such file")
-        if path.is_dir():
+        problem = not_a_path(name)
+        if problem:
+            raise Failure(ExitCode.FILE, f"expected a file, got {problem}")
+        try:
+            # "" would be the folder where we are.
+            mode = os.stat(name).st_mode  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            raise Failure(ExitCode.FILE, "no such file") from None
+        if stat.S_ISDIR(mode):
             raise Failure(ExitCode.FILE, "expected an image file, got a folder")
-        source = Source(name, path, path.stem)
-    with _opened(source) as image:
-        width, height = image.size
-    if width * height > max_pixels:
-        raise Failure(
-            ExitCode.FILE,
-            f"expected at most {max_pixels} pixels (--max-pixels), got {width} x {height} = {width * height}",
-        )
+        if stat.S_ISFIFO(mode):
+            source = Source(name, read_pipe(path, most_bytes(max_pixels)), path.stem)
+        elif stat.S_ISREG(mode):
+            # Without permission there is nothing to identify.
+            with path.open("rb"):
+                source = Source(name, path, path.stem)
+        else:
+            raise Failure(ExitCode.FILE, "expected an image file, got a device or a socket")
+    with _unreadable():
+        read_head(source.file, max_pixels, _OPTION)
     return source
 
 
+def decode(source: Source, max_pixels: int, quiet: bool) -> Image.Image:
+    """Decode an image to upright RGB as the library does; unless `quiet`, say when it is the first of many frames."""
+    from tam_fast.models.images import read_image
+
+    with _unreadable():
+        picture, more = read_image(source.file, max_pixels, _OPTION)
+    if more and not quiet:
+        note = f"{source.name}: more than one frame; the first one is taken"
+        tell(f"tam-fast: {one_line(note)}")
+    return picture
+
+
 @contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
-    """Open an image; whatever goes wrong with its file or decoder becomes one line."""
-    from PIL import Image, UnidentifiedImageError
-
-    limit = Image.MAX_IMAGE_PIXELS
-    # --max-pixels takes the place of Pillow's limit, which would only warn at first.
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        if isinstance(source.file, io.BytesIO):
-            source.file.seek(0)
-        with Image.open(source.file) as image:
-            yield image
-    except Failure:
-        raise
-    except UnidentifiedImageError as error:
-        raise Failure(ExitCode.FILE, "not an image, or of a format that Pillow does not know") from error
-    # Damaged files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception as error:
-        raise Failure(ExitCode.FILE, f"the image cannot be read: {one_line(error)}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def decode(source: Source) -> Image.Image:
-    """Decode an image to upright RGB: the first frame, transparency on white, 16 and 32 bits scaled to 8."""
-    from PIL import ImageOps
-
-    with _opened(source) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        largest = values.max()
-        # A whole-number format is 16 bits wide unless it holds more; a float is 0..1 or as large as it is.
-        if image.mode == "F":
-            top = 1.0 if largest <= 1.0 else 255.0 if largest <= 255.0 else largest
-        else:
-            top = max(65535.0, largest)
-        image = Image.fromarray((values.clip(0.0, top) * (255.0 / top) + 0.5).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+def _unreadable() -> Iterator[None]:
+    """Make what is wrong with an image a failure, and its only line: Pillow also warns of damage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ValueError as error:
+            raise Failure(ExitCode.FILE, one_line(error)) from error

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tam_fast.cli.console import Debug, failures, print_json, rich_console
+from tam_fast.cli.console import Debug, failures, print_json, rich_console, to_stdout
 
 __all__ = ["info"]
 
@@ -30,7 +30,8 @@ def info(
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in _flatten(found):
             table.add_row(Text(name, style="bold"), Text(value))
-        rich_console().print(table)
+        with to_stdout() as stdout:
+            rich_console(stdout).print(table)
 
 
 def _system() -> dict[str, Any]:

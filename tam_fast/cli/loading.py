@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tam_fast.cli.console import ExitCode, Failure, one_line
+from tam_fast.cli.console import ExitCode, Failure, one_line, reason, shortened
 
 if TYPE_CHECKING:
     from tam_fast.explain import Explainer
@@ -56,7 +56,7 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     place = find_device(device)
     number_format = dtype if dtype == "auto" else getattr(torch, dtype)
-    name = "the embedded model" if model is None else repr(model)
+    name = "the embedded model" if model is None else repr(shortened(model))
     loaded: Any
     try:
         if model is None:
@@ -66,9 +66,12 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
                 loaded, processor = load_demo()
             loaded = loaded.to(place) if dtype == "auto" else loaded.to(place, number_format)
         else:
+            from tam_fast.models.folders import check_model_files
             from tam_fast.models.processors import load_processor
 
             _check_folder(model)
+            if Path(model).is_dir():
+                check_model_files(model)
             with _uncollected():
                 auto: Any = transformers.AutoModelForImageTextToText
             # Code that comes with a model is never run (and the question whether to is never asked).
@@ -80,7 +83,8 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
         raise
     # Whatever is wrong with a model's files surfaces as nearly any type of exception.
     except Exception as error:
-        raise Failure(ExitCode.MODEL, f"--model: cannot use {name}: {one_line(error)}") from error
+        text = reason(error) if isinstance(error, OSError) else error
+        raise Failure(ExitCode.MODEL, f"--model: cannot use {name}: {one_line(text)}") from error
 
 
 @contextmanager
@@ -98,14 +102,15 @@ def _uncollected() -> Iterator[None]:
 def _check_folder(model: str) -> None:
     """Tell a folder that is missing from a hub id, so that a mistyped path is not looked for on the network."""
     path = Path(model)
+    shown = shortened(model)
     # Hub ids of such models are OWNER/NAME.
     looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or "\\" in model
     if path.is_dir() and not (path / "config.json").is_file():
-        raise Failure(ExitCode.MODEL, f"--model: expected a model folder, got {model!r}, which has no config.json")
+        raise Failure(ExitCode.MODEL, f"--model: expected a model folder, got {shown!r}, which has no config.json")
     if path.is_file() or (looks_like_path and not path.exists()):
         found = "which is a file" if path.is_file() else "which does not exist"
         expected = "a model folder or a model hub id (OWNER/NAME)"
-        raise Failure(ExitCode.MODEL, f"--model: expected {expected}, got {model!r}, {found}")
+        raise Failure(ExitCode.MODEL, f"--model: expected {expected}, got {shown!r}, {found}")
 
 
 def find_device(name: str) -> Any:

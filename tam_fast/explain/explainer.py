@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from tam_fast.explain.generation import Answer, answer_ids, force, generate, generate_arguments
-from tam_fast.explain.job import Job, Writer, classifier_of
+from tam_fast.explain.job import Job, Writer
 from tam_fast.explain.stream import ExplanationStream
 from tam_fast.explanation import Explanation
+from tam_fast.maps.answer import check_options
 from tam_fast.maps.tokens import Compat
 from tam_fast.models.families import family_of
+from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
+from tam_fast.models.wrappers import input_device, unwrap
 
 __all__ = ["Explainer"]
 
@@ -47,13 +50,15 @@ class Explainer:
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
+        model = unwrap(model)
         self._family = family_of(model)
         for name in ("image_processor", "tokenizer"):
             if getattr(processor, name, None) is None:
                 raise TypeError(f"processor: expected a processor with {name}, got {type(processor).__name__}")
         self.model = model
         self.processor = processor
-        classifier_of(model)
+        hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
+        self._head().check(torch.zeros((1, hidden), dtype=model.dtype, device=input_device(model)))
 
     def __repr__(self) -> str:
         return f"Explainer({type(self.model).__name__}, {type(self.processor).__name__})"
@@ -114,15 +119,19 @@ class Explainer:
         arithmetic, which sums differently for one row and for many.
         """
         started = time.perf_counter()
+        # All that can be refused is, before anything is read or run.
+        kernel_size = check_options(compat, kernel_size)
+        arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
+        if answer is not None and generate_kwargs:
+            raise ValueError(f"generate_kwargs: expected none with answer=, got {', '.join(generate_kwargs)}")
         job = self._prepare(images, prompt, kernel_size)
         job.elapsed["prepare"] = time.perf_counter() - started
         began = time.perf_counter()
         if answer is None:
-            ids, hidden, candidates = generate(job, generate_arguments(self.model, max_new_tokens, generate_kwargs))
+            ids, hidden, candidates = generate(job, arguments)
             job.elapsed["generate"] = time.perf_counter() - began
         else:
-            if generate_kwargs:
-                raise ValueError(f"generate_kwargs: expected none with answer=, got {', '.join(generate_kwargs)}")
+            job.source = "given"
             ids, hidden, candidates = force(job, answer_ids(job, answer))
             job.elapsed["forward"] = time.perf_counter() - began
         began = time.perf_counter()
@@ -171,6 +180,7 @@ class Explainer:
             map that needs it is read, or at the end of the loop.
         """
         started = time.perf_counter()
+        kernel_size = check_options(None, kernel_size)
         arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
         job = self._prepare(images, prompt, kernel_size)
         job.elapsed["prepare"] = time.perf_counter() - started
@@ -184,4 +194,8 @@ class Explainer:
             )
         pictures = load_images(images)
         inputs = prepare_inputs(self.model, self.processor, pictures, prompt)
-        return Job(self.model, self.processor, classifier_of(self.model), pictures, prompt, inputs, kernel_size)
+        return Job(self.model, self.processor, self._head(), pictures, prompt, inputs, kernel_size)
+
+    def _head(self) -> Head:
+        # Anew each time: adapters may have been switched, weights merged or offloaded.
+        return Head(self.model)

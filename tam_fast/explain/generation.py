@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from tam_fast.explain.job import CANDIDATES, Job
-from tam_fast.models.capture import CapturedCandidates, capture, capture_candidates
+from tam_fast.models.capture import CapturedCandidates, capture
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts import visual_mask
+from tam_fast.models.recording import MISMATCH, Points, Recording, record, verify
+from tam_fast.models.wrappers import uncompiled
 
 __all__ = ["Answer", "answer_ids", "end_ids", "force", "generate", "generate_arguments"]
 
@@ -45,6 +47,11 @@ def generate_arguments(model: Any, max_new_tokens: int | None, kwargs: Mapping[s
     for name, reason in _REFUSED.items():
         if name in arguments:
             raise ValueError(f"generate_kwargs: expected no {name}: {reason}")
+    for name in ("answer", "compat"):
+        if name in arguments:
+            raise ValueError(f"{name}: expected none for a stream, got {arguments[name]!r}: use explain()")
+    _check_names(model, arguments)
+    max_new_tokens = _check_length("max_new_tokens", max_new_tokens)
     configurations = [arguments.get("generation_config"), getattr(model, "generation_config", None)]
     for name in ("num_beams", "num_return_sequences"):
         value = _setting(name, arguments, configurations)
@@ -66,6 +73,34 @@ def generate_arguments(model: Any, max_new_tokens: int | None, kwargs: Mapping[s
         if hasattr(model.generation_config, "disable_compile"):
             arguments.setdefault("disable_compile", True)
     return arguments
+
+
+def _check_names(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse what generate() would take for an input of the model, or not at all, before it runs."""
+    from transformers import GenerationConfig
+
+    settings = {
+        *vars(GenerationConfig()),
+        *inspect.signature(model.generate).parameters,
+        "tokenizer",
+        "disable_compile",
+    }
+    for name in arguments:
+        if name in settings:
+            continue
+        if name in inspect.signature(type(model).forward).parameters:
+            raise ValueError(f"generate_kwargs: expected no {name}: inputs are made of images and prompt")
+        raise ValueError(f"generate_kwargs: expected arguments of generate(), got {name}")
+
+
+def _check_length(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if int(value.__index__()) < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value.__index__())
 
 
 def _setting(name: str, arguments: Mapping[str, Any], configurations: Sequence[Any]) -> Any:
@@ -93,19 +128,41 @@ def end_ids(job: Job, arguments: Mapping[str, Any]) -> frozenset[int]:
 
 
 def generate(job: Job, arguments: dict[str, Any]) -> tuple[list[int], Tensor, CapturedCandidates]:
-    """Generate an answer: its ids (T,), the states (P + T - 1, C) and each step's candidates."""
-    with torch.no_grad(), capture(job.model) as states, capture_candidates(job.model, CANDIDATES) as candidates:
+    """Generate an answer: its ids (T,), the states (P + T - 1, C) and each step's candidates.
+
+    Where the states of ``generate``'s steps cannot be shown to be the answer's, they come from a pass over it
+    (:func:`force`), and ``job.source`` says so.
+    """
+    given = arguments.get("generation_config") is not None  # which may ask for a compiled decoder
+    with torch.no_grad(), uncompiled(job.model, always=given), record(job.model, job.head, CANDIDATES) as recording:
         output = job.model.generate(**job.model_inputs(), **arguments)
     sequence = output if isinstance(output, Tensor) else output.sequences
     prompt_length = job.prompt.layout.answer_start
     generated = sequence[0, prompt_length:].tolist()
     ids = _without_end(job, generated, end_ids(job, arguments))
-    if states.prefill_length != prompt_length:
-        raise ModelNotSupportedError(
-            f"model: expected one state for each of the prompt's {prompt_length} positions, got "
-            f"{states.prefill_length} from {type(job.model).__name__}"
-        )
-    return ids, states.hidden[: prompt_length + len(ids) - 1], candidates
+    with torch.no_grad():
+        why = _doubt(job, recording, generated, len(ids))
+    if why:
+        job.source = "teacher_forced"
+        try:
+            return force(job, ids)
+        except ModelNotSupportedError as error:
+            raise ModelNotSupportedError(f"{error} (and while it generated: {why})") from error
+    return ids, recording.hidden[: prompt_length + len(ids) - 1], recording.candidates
+
+
+def _doubt(job: Job, recording: Recording, generated: Sequence[int], count: int) -> str:
+    """Say why what was recorded is not shown to be the states of the answer of `count` tokens, '' if it is."""
+    prompt_length = job.prompt.layout.answer_start
+    if recording.trouble:
+        return recording.trouble
+    if len(recording) < count:
+        return f"{len(recording)} steps of {count} were seen"
+    if recording.prefill_length != prompt_length:
+        return f"{recording.prefill_length} states were made of {prompt_length} positions of the prompt"
+    if not recording.was_fed(generated):
+        return "its steps were given other tokens than the answer's"
+    return recording.verify(job.head)
 
 
 def _without_end(job: Job, ids: list[int], ends: frozenset[int]) -> list[int]:
@@ -132,7 +189,7 @@ def answer_ids(job: Job, answer: Answer) -> list[int]:
             raise TypeError(f"answer: expected token ids (T,), got {tuple(tensor.shape)} of {tensor.dtype}")
         ids = [int(token_id) for token_id in tensor.tolist()]
     ids = _without_end(job, ids, end_ids(job, {}))
-    rows = job.classifier.shape[0]
+    rows = job.head.size
     for token_id in ids:
         if not 0 <= token_id < rows:
             raise ValueError(f"answer: expected token ids from 0 to {rows - 1}, got {token_id}")
@@ -159,17 +216,25 @@ def _tokenise(job: Job, answer: str) -> list[int]:
 
 
 def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidates]:
-    """Run the model once over prompt and answer; as :func:`generate`."""
+    """Run the model once over prompt and answer; as :func:`generate`.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the rows of the classifier, times the states, are not the logits that the model gives.
+    """
     # The last token predicts nothing that is explained: it gets no position.
     inputs: dict[str, Any] = dict(job.model_inputs(ids[:-1]))
-    runner = job.model
-    if "logits_to_keep" in inspect.signature(type(runner).forward).parameters:
-        inputs["logits_to_keep"] = 1
-    else:
-        runner = runner.base_model
-    with torch.no_grad(), capture(job.model) as states:
-        runner(**inputs, use_cache=False)
-    hidden = states.hidden
+    with torch.no_grad(), uncompiled(job.model), record(job.model, job.head, CANDIDATES) as recording:
+        if "logits_to_keep" in inspect.signature(type(job.model).forward).parameters:
+            job.model(**inputs, logits_to_keep=1, use_cache=False)
+            if recording.trouble:
+                raise ModelNotSupportedError(f"model: {MISMATCH}: {recording.trouble}")
+            hidden = recording.hidden
+        else:
+            with capture(job.model) as states:
+                job.model.base_model(**inputs, use_cache=False)
+            hidden = states.hidden
     first = job.prompt.layout.answer_start - 1
     if hidden.shape[0] != first + len(ids):
         raise ModelNotSupportedError(
@@ -177,8 +242,17 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
             f"{type(job.model).__name__}"
         )
     candidates = CapturedCandidates()
-    head = job.model.get_output_embeddings()
+    why = ""
     with torch.no_grad():
-        for rows in hidden[first:].split(_LOGIT_ROWS):
-            candidates.append(head(rows), CANDIDATES)
+        for begin in range(0, len(ids), _LOGIT_ROWS):
+            rows = hidden[first:][begin : begin + _LOGIT_ROWS]
+            logits = job.head.module(rows[None])[0]
+            best, _ = candidates.append(logits, CANDIDATES)
+            given = torch.tensor(ids[begin : begin + _LOGIT_ROWS], device=best.device)
+            points = torch.cat([best, given[:, None]], dim=1)
+            scored = logits.gather(1, points)
+            why = why or verify(job.head, Points(rows, points, scored, scored))
+        why = why or recording.verify(job.head)
+    if why:
+        raise ModelNotSupportedError(f"model: {MISMATCH}: {why}")
     return ids, hidden, candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,11 +17,12 @@ from tam_fast.explanation import Candidate, Explanation
 from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.tokens import Compat
 from tam_fast.models.capture import CapturedCandidates
-from tam_fast.models.errors import ModelNotSupportedError
+from tam_fast.models.heads import Head
 from tam_fast.models.inputs import PromptInputs
 from tam_fast.models.text import TextDecoder, token_pieces
+from tam_fast.models.wrappers import input_device
 
-__all__ = ["CANDIDATES", "Job", "Writer", "classifier_of"]
+__all__ = ["CANDIDATES", "Job", "Writer"]
 
 CANDIDATES = 3
 """How many of a step's likeliest tokens are kept."""
@@ -30,37 +31,19 @@ CANDIDATES = 3
 _ANSWER_VALUES: Mapping[str, int] = MappingProxyType({"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0})
 
 
-def classifier_of(model: Any) -> Tensor:
-    """Get the lm_head weight (V, C) of a model."""
-    find = getattr(model, "get_output_embeddings", None)
-    weight = getattr(find() if callable(find) else None, "weight", None)
-    name = type(model).__name__
-    if not isinstance(weight, Tensor):
-        raise ModelNotSupportedError(f"model: expected get_output_embeddings() with a weight, got none in {name}")
-    if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise ModelNotSupportedError(
-            f"model: expected an lm_head weight (V, C) of float32, float16, bfloat16 or float64, got "
-            f"{tuple(weight.shape)} of {weight.dtype} in {name} (leave the lm_head out of quantisation)"
-        )
-    if weight.device.type == "meta":
-        raise ModelNotSupportedError(
-            f"model: expected an lm_head weight in memory, got one that is offloaded in {name}"
-        )
-    return weight.detach()
-
-
 @dataclass(eq=False)
 class Job:
     """One prompt about some images, and what its explanation is made of."""
 
     model: Any
     processor: Any
-    classifier: Tensor  # (V, C)
+    head: Head
     images: list[Image.Image]
     text: str
     prompt: PromptInputs
     kernel_size: int
     elapsed: dict[str, float] = field(default_factory=dict)
+    source: str = "generated"
 
     def model_inputs(self, answer: Sequence[int] = ()) -> dict[str, Tensor]:
         """Return what the model takes, on its device; with an answer's tokens behind the prompt's."""
@@ -71,14 +54,33 @@ class Job:
             for name, value in _ANSWER_VALUES.items():
                 if name in inputs:
                     inputs[name] = torch.cat([inputs[name], torch.full_like(tail, value, dtype=inputs[name].dtype)], 1)
-        return {name: value.to(self.model.device) for name, value in inputs.items()}
+        device = input_device(self.model)
+        return {name: value.to(device) for name, value in inputs.items()}
 
     def maps(self, ids: Sequence[int], hidden: Tensor, compat: Compat = None) -> TokenActivationMaps:
         """Make the maps of an answer (T,) from its states (P + T - 1, C), on the CPU."""
+        token_ids = torch.cat([self.prompt.input_ids, torch.tensor(ids)])
+        layout = self.prompt.layout
+        rows = self.head.plain
+        if rows is None and compat == "official":
+            rows = self.head.matrix(hidden)  # its argmax over the vocabulary
+        if rows is None:
+            # Only the rows that occur; ids are their numbers, and told again afterwards.
+            needed = torch.cat([token_ids[layout.prompt], token_ids[layout.answer_start :]])
+            kept, numbers = torch.unique(needed, return_inverse=True)
+            rows = self.head.rows(kept, hidden)
+            token_ids = torch.zeros_like(token_ids)
+            token_ids[layout.prompt] = numbers[: layout.prompt.numel()]
+            token_ids[layout.answer_start :] = numbers[layout.prompt.numel() :]
+            maps = self._maps(rows, token_ids, hidden, compat)
+            return replace(maps, context_ids=kept[maps.context_ids], target_ids=kept[maps.target_ids])
+        return self._maps(rows, token_ids, hidden, compat)
+
+    def _maps(self, rows: Tensor, token_ids: Tensor, hidden: Tensor, compat: Compat) -> TokenActivationMaps:
         return activation_maps(
-            hidden.to(self.classifier.device),
-            self.classifier,
-            torch.cat([self.prompt.input_ids, torch.tensor(ids)]),
+            hidden.to(rows.device),
+            rows,
+            token_ids,
             self.prompt.layout,
             compat=compat,
             kernel_size=self.kernel_size,
@@ -100,6 +102,7 @@ class Job:
             context_tokens=token_pieces(self.processor.tokenizer, ids) + decoder.pieces[:-1],
             model=_model_name(self.model),
             elapsed=self.elapsed,
+            source=self.source,
         )
 
 

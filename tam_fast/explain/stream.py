@@ -25,8 +25,10 @@ from tam_fast.explanation import Candidate, Explanation
 from tam_fast.maps.answer import TokenActivationMaps
 from tam_fast.maps.layout import Layout
 from tam_fast.maps.stream import ActivationMapStream, TokenMap
-from tam_fast.models.capture import capture, capture_candidates
+from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.inputs import PromptInputs
+from tam_fast.models.recording import MISMATCH, record
+from tam_fast.models.wrappers import uncompiled
 
 __all__ = ["ExplanationStream", "Step"]
 
@@ -137,12 +139,12 @@ class Step:
 class _Mapper:
     """Makes the maps of a stream's steps: of those that wait when one is read, of the others at the end."""
 
-    def __init__(self, job: Job, rows: deque[Tensor]) -> None:
+    def __init__(self, job: Job, channel: Channel) -> None:
         self._job = job
-        self._rows = rows  # states (n, C) that have come and were not taken over
-        self._stream: ActivationMapStream | None = ActivationMapStream(
-            job.classifier, job.prompt.layout, job.prompt.input_ids, kernel_size=job.kernel_size
-        )
+        self._channel = channel
+        self._rows = channel.rows  # states (n, C) that have come and were not taken over
+        self._stream: ActivationMapStream | None = None
+        self._closed = False
         self._made: list[TokenMap] = []
         self._waiting: deque[tuple[int, weakref.ref[Step]]] = deque()
         self._error: Exception | None = None
@@ -165,6 +167,7 @@ class _Mapper:
         with self._at_work():
             if self._error is not None:
                 raise self._error
+            self._verify(1)
             if self._made or not self._rows:
                 self._make()
                 return _gather(self._made, self._job.prompt)
@@ -184,7 +187,7 @@ class _Mapper:
             if any(reference() is not None for _, reference in self._waiting):
                 with suppress(Exception), self._at_work():  # whoever reads the step is told
                     self._make()
-            self._stream = None
+            self._stream, self._closed = None, True
             self._waiting.clear()
             self._rows.clear()
 
@@ -196,30 +199,51 @@ class _Mapper:
                 yield
             except BaseException as error:
                 self._error = error if isinstance(error, Exception) else RuntimeError("map: interrupted")
-                self._stream = None
+                self._stream, self._closed = None, True
                 raise
             finally:
                 self._job.elapsed["maps"] += time.perf_counter() - began
 
     def _make(self) -> None:
         """Make the maps of all steps that wait for theirs."""
+        if self._closed:
+            return
+        job = self._job
         stream = self._stream
+        if stream is None and self._rows:
+            classifier = job.head.matrix(self._rows[0])
+            stream = self._stream = ActivationMapStream(
+                classifier, job.prompt.layout, job.prompt.input_ids, kernel_size=job.kernel_size
+            )
+            self._device = classifier.device
+        # Fewer steps at a time would cost a small model a tenth of its own time.
+        self._verify(8)
         if stream is None:
             return
         waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
         for rows in [self._rows.popleft() for _ in range(len(self._rows))]:
-            stream.extend(rows.to(self._job.classifier.device))
+            stream.extend(rows.to(self._device))
         for token_id, reference in waiting:
             shown = stream.append(token_id)
             self._made.append(shown)
             if (step := reference()) is not None:
                 step._source = shown
 
+    def _verify(self, at_least: int) -> None:
+        recording = self._channel.recording
+        why = "no step of the model was seen" if recording is None else recording.verify(self._job.head, at_least)
+        if why:
+            raise ModelNotSupportedError(
+                f"model: {MISMATCH}: {why}. Explainer.explain() takes the states from a pass over the finished answer "
+                "instead"
+            )
+
 
 class ExplanationStream(Iterator[Step]):
     """The steps of an answer while it is generated; from :meth:`Explainer.stream`.
 
-    An iterator over :class:`Step`, and a context manager that closes it. Use it from one thread.
+    An iterator over :class:`Step`, and a context manager that closes it. One thread at a time may take a step; another
+    one that tries meanwhile gets a RuntimeError.
 
     Attributes
     ----------
@@ -232,12 +256,13 @@ class ExplanationStream(Iterator[Step]):
         self._job = job
         self._ends = end_ids(job, arguments)
         self._channel = Channel()
-        self._mapper = _Mapper(job, self._channel.rows)
+        self._mapper = _Mapper(job, self._channel)
         self._writer = Writer(job.processor.tokenizer, self._channel.candidates)
         self._count = 0
         self._maps: TokenActivationMaps | None = None
         self._held: list[int] = []  # end marks, shown only if something follows
         self._steps: deque[Step] = deque()
+        self._turn = threading.Lock()
         self._explanation: Explanation | None = None
         self._state = "new"
         self._started = time.perf_counter()
@@ -253,6 +278,15 @@ class ExplanationStream(Iterator[Step]):
         return self
 
     def __next__(self) -> Step:
+        # Two threads that wait for one token would wait for ever.
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("stream: expected one thread at a time, got a second one while the first takes a step")
+        try:
+            return self._next()
+        finally:
+            self._turn.release()
+
+    def _next(self) -> Step:
         if self._state == "new":
             self._state = "open"
             self._started = time.perf_counter()
@@ -354,8 +388,11 @@ def _generating(job: Job, arguments: dict[str, Any], ambience: Ambience) -> Call
         with ExitStack() as stack:
             ambience.enter(stack)
             stack.enter_context(torch.no_grad())
-            stack.enter_context(capture(job.model, on_states=channel.rows.append, keep=False))
-            stack.enter_context(capture_candidates(job.model, CANDIDATES, into=channel.candidates))
+            stack.enter_context(uncompiled(job.model, always=arguments.get("generation_config") is not None))
+            recorder = record(
+                job.model, job.head, CANDIDATES, into=channel.candidates, on_states=channel.rows.append, keep=False
+            )
+            channel.recording = stack.enter_context(recorder)
             job.model.generate(**job.model_inputs(), **arguments, streamer=TokenStreamer(channel))
 
     return generate

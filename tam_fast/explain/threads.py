@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tam_fast.models.capture import CapturedCandidates
+from tam_fast.models.recording import Recording
 
 __all__ = ["Ambience", "Channel", "TokenStreamer"]
 
@@ -25,6 +26,7 @@ class Channel:
     def __init__(self) -> None:
         self.rows: deque[Tensor] = deque()  # states (n, C) that have not been taken over
         self.candidates = CapturedCandidates()
+        self.recording: Recording | None = None  # once generation has begun
         self.error: BaseException | None = None
         self._tokens: SimpleQueue[int | None] = SimpleQueue()  # None at the end
         self._wanted: SimpleQueue[bool] = SimpleQueue()  # False: no more

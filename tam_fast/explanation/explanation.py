@@ -79,6 +79,10 @@ class Explanation:
         The model's name.
     elapsed : dict of str to float
         Seconds by stage, as far as they were measured.
+    source : str
+        Where the states come from: ``"generated"`` (the steps of ``generate``), ``"teacher_forced"`` (a pass over the
+        generated answer, because its steps could not be shown to be the answer's), ``"given"`` (a pass over an answer
+        that was given) or ``"states"`` (made elsewhere).
 
     Raises
     ------
@@ -106,6 +110,7 @@ class Explanation:
     context_tokens: list[str]
     model: str
     elapsed: dict[str, float] = field(default_factory=dict)
+    source: str = "generated"
 
     def __post_init__(self) -> None:
         shapes = tuple(self.maps.maps.shape), tuple(self.maps.relevance.shape)
@@ -479,16 +484,20 @@ class Explanation:
 
     # Files ---------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> tuple[Path, Path]:
         """Write the explanation to two files: ``<path>.safetensors`` (arrays, images) and ``<path>.json`` (the rest).
 
-        Existing files are replaced, each at once: an interrupted save leaves no half-written file. The images are kept
-        without loss (as PNG), so the pair is all that :func:`load` needs.
+        The two appear together or not at all: they are written beside, synced and renamed, so that a full disk or an
+        interruption leaves what was there before. Files of an earlier ``save`` are replaced, other files are not. The
+        images are kept without loss (as PNG), so the pair is all that :func:`load` needs.
 
         Parameters
         ----------
         path : path
-            Where; a suffix ``.safetensors`` or ``.json`` is taken off first. Its folder must exist.
+            Where; a suffix ``.safetensors`` or ``.json`` is taken off first. Its folder must exist. A name too long
+            for the folder is shortened, in the same way by :func:`load`.
+        force : bool
+            Replace files of these names even if something else wrote them.
 
         Returns
         -------
@@ -498,11 +507,12 @@ class Explanation:
         Raises
         ------
         OSError
-            If they cannot be written.
+            If they cannot be written; FileExistsError if a file would be replaced that ``save`` did not write.
         ValueError
-            If a probability or a time is not finite: JSON has no such number.
+            If it holds what no explanation has, and :func:`load` would refuse: a map beyond [0, 1], a relevance, scale,
+            probability or time that is not finite, `token_ids` that are not those of the maps, offsets out of order.
         """
-        return files.write(path, self)
+        return files.write(path, self, force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
@@ -513,7 +523,8 @@ class Explanation:
 def load(path: str | os.PathLike[str]) -> Explanation:
     """Read an explanation that :meth:`Explanation.save` wrote.
 
-    Nothing in the files is executed: they are JSON and safetensors, and everything in them is checked.
+    Nothing in the files is executed: they are JSON and safetensors, and everything in them is checked: shapes, ranges,
+    and token ids, offsets and positions against each other.
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tam_fast.explanation.checks import check_nan, check_values, count_nan
+from tam_fast.explanation.replacing import FORMAT, check_replaceable, fitting_stem, replace_files
 from tam_fast.explanation.words import Candidate
 from tam_fast.maps.answer import TokenActivationMaps
 from tam_fast.maps.layout import Grid, Layout
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "read", "write"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "encode", "read", "write"]
 
-FORMAT = "tam_fast.Explanation"
 FORMAT_VERSION = 1
 
 _T = TypeVar("_T")
+_Made = TypeVar("_Made", bound="Fields")
 
 # Tensors of TokenActivationMaps that are saved under their own names: dtype and shape, with T tokens, N cells and K
 # context tokens.
@@ -60,13 +61,34 @@ class Fields(Protocol):
     context_tokens: list[str]
     model: str
     elapsed: dict[str, float]
+    source: str
 
 
-def write(path: str | os.PathLike[str], explanation: Fields) -> tuple[Path, Path]:
+def write(path: str | os.PathLike[str], explanation: Fields, force: bool = False) -> tuple[Path, Path]:
     """Write an explanation to its two files, which are returned. See :meth:`Explanation.save`."""
+    paths = _pair(path)
+    try:
+        check_replaceable(paths, force)
+    except FileExistsError as error:
+        advice = "" if force else ", or force=True"
+        raise FileExistsError(
+            f"path: expected one that is free or an earlier save's, got one where {error}; give another{advice}"
+        ) from error
+    replace_files(dict(zip(paths, encode(explanation), strict=True)))
+    return paths
+
+
+def encode(explanation: Fields) -> tuple[bytes, bytes]:
+    """Make the contents of an explanation's two files: safetensors and JSON.
+
+    Raises
+    ------
+    ValueError
+        If it holds what :func:`read` would refuse: numbers outside their ranges, ids and offsets that do not agree.
+    """
     import safetensors.torch
 
-    arrays_path, json_path = _pair(path)
+    check_values(explanation)
     maps, layout = explanation.maps, explanation.maps.layout
     tensors = {name: getattr(maps, name).contiguous() for name in _MAP_TENSORS}
     tensors["token_ids"] = torch.tensor(explanation.token_ids, dtype=torch.int64)
@@ -103,15 +125,15 @@ def write(path: str | os.PathLike[str], explanation: Fields) -> tuple[Path, Path
         "answer_start": layout.answer_start,
         "images": len(explanation.images),
         "elapsed": explanation.elapsed,
+        "source": explanation.source,
+        "nan_cells": count_nan(maps.maps),
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
-    _write(arrays_path, arrays)
     # A lone surrogate may stand in a decoded piece: surrogatepass keeps it.
-    _write(json_path, text.encode("utf-8", "surrogatepass"))
-    return arrays_path, json_path
+    return arrays, text.encode("utf-8", "surrogatepass")
 
 
-def read(path: str | os.PathLike[str], make: Callable[..., _T]) -> _T:
+def read(path: str | os.PathLike[str], make: Callable[..., _Made]) -> _Made:
     """Read the two files of an explanation, check them, and make it of its fields. See :func:`tam_fast.load`."""
     arrays_path, json_path = _pair(path)
     for name in (arrays_path, json_path):
@@ -123,7 +145,10 @@ def read(path: str | os.PathLike[str], make: Callable[..., _T]) -> _T:
     if hashlib.sha256(arrays).hexdigest() != document.get("arrays_sha256"):
         raise ValueError(f"{arrays_path}: expected the file saved with {json_path.name}, got one with another checksum")
     try:
-        return make(**_fields(document, tensors))
+        made = make(**_fields(document, tensors))
+        check_values(made)
+        check_nan(made.maps.maps, document.get("nan_cells"))
+        return made
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{json_path}: {error}") from error
 
@@ -134,23 +159,8 @@ def _pair(path: str | os.PathLike[str]) -> tuple[Path, Path]:
         path = path.with_suffix("")
     if not path.name:
         raise ValueError(f"path: expected a file name, got {str(path)!r}")
+    path = path.with_name(fitting_stem(path.parent, path.name))
     return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files private; these get what open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -215,6 +225,8 @@ def _fields(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) ->
         "context_tokens": context_tokens,
         "model": _get(document, "model", str),
         "elapsed": {name: _number(seconds, f"elapsed {name!r}") for name, seconds in elapsed.items()},
+        # Files of earlier versions have none.
+        "source": _get({"source": "generated", **document}, "source", str),
     }
 
 

@@ -187,6 +187,13 @@ class _Answer:
         )
 
 
+def check_options(compat: Any, kernel_size: Any) -> int:
+    """Refuse what is no definition of the maps or no side of a window; return the latter."""
+    if compat not in _COMPATS:
+        raise ValueError(f"compat: expected None, 'official' or 'paper', got {compat!r}")
+    return ops._check_kernel_size(kernel_size)
+
+
 @overload
 def activation_maps(
     hidden: ops.ArrayLike,
@@ -281,9 +288,7 @@ def activation_maps(
     """
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
-    if compat not in _COMPATS:
-        raise ValueError(f"compat: expected None, 'official' or 'paper', got {compat!r}")
-    kernel_size = ops._check_kernel_size(kernel_size)
+    kernel_size = check_options(compat, kernel_size)
     many = isinstance(hidden, (list, tuple))
     if not many:
         hidden, token_ids, layout = [hidden], [token_ids], [layout]

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of logits that may wait to be looked at together.
-_KEPT = 1 << 14
+_KEPT = 1 << 14  # bytes of logits that may wait to be looked at together
 
-__all__ = ["CapturedCandidates", "CapturedStates", "capture", "capture_candidates"]
+__all__ = ["CapturedCandidates", "CapturedStates", "capture", "capture_candidates", "decoder_of", "states_of"]
 
 
 class CapturedStates:
@@ -123,7 +122,7 @@ class capture(_Hook):
     """
 
     def __init__(self, model: Any, *, on_states: Callable[[Tensor], None] | None = None, keep: bool = True) -> None:
-        super().__init__(_decoder(model))
+        super().__init__(decoder_of(model))
         self._on_states = on_states
         self._keep = keep
         self._states = CapturedStates()
@@ -134,7 +133,7 @@ class capture(_Hook):
         return self._states
 
     def _read(self, output: Any) -> None:
-        rows = self._rows(output)
+        rows = states_of(output, self._module)
         states = self._states
         if not states._rows:
             states.prefill_length = rows.shape[0]
@@ -155,24 +154,31 @@ class capture(_Hook):
         if self._on_states is not None:
             self._on_states(rows)
 
-    def _rows(self, output: Any) -> Tensor:
-        """Find the (n, C) states in a decoder's output."""
-        state = getattr(output, "last_hidden_state", None)
-        if state is None and isinstance(output, tuple) and output:
-            state = output[0]  # return_dict=False
-        name = type(self._module).__name__
-        if not isinstance(state, Tensor) or state.ndim != 3:
-            got = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(output).__name__
-            raise TypeError(f"model: expected last_hidden_state (1, n, C) of its decoder {name}, got {got}")
-        if state.shape[0] != 1:
-            raise ValueError(
-                f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
-                "batches of prompts are not supported)"
-            )
-        return state.detach()[0] if state.requires_grad else state[0]
+
+def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
+    """Find the final hidden states (n, C) in a decoder's output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are none, or those of more than one sequence.
+    """
+    state = getattr(output, "last_hidden_state", None)
+    if state is None and isinstance(output, tuple) and output:
+        state = output[0]  # return_dict=False
+    name = type(decoder).__name__
+    if not isinstance(state, Tensor) or state.ndim != 3:
+        got = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(output).__name__
+        raise TypeError(f"model: expected last_hidden_state (1, n, C) of its decoder {name}, got {got}")
+    if state.shape[0] != 1:
+        raise ValueError(
+            f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
+            "batches of prompts are not supported)"
+        )
+    return state.detach()[0] if state.requires_grad else state[0]
 
 
-def _decoder(model: Any) -> torch.nn.Module:
+def decoder_of(model: Any) -> torch.nn.Module:
     """Find the text decoder of a model, which ends in the final norm."""
     find = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else None
@@ -203,33 +209,53 @@ class CapturedCandidates:
             ids, probabilities = self._steps[step]
         return list(zip(ids.tolist(), probabilities.tolist(), strict=True))
 
-    def append(self, logits: Tensor, count: int) -> None:
-        """Add steps from their logits (n, V): of each row only the best `count` stay; float32 softmax."""
+    def append(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Add steps from their logits (n, V): of each row only the best `count` stay; float32 softmax.
+
+        Returns
+        -------
+        ids, values : (n, count)
+            The best tokens and their logits.
+        """
         with self._lock:
             self._look()
-            self._steps.extend(_best(logits, count))
+            values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
+            self._steps.extend(_probabilities(logits, ids))
+        return ids, values
 
-    def append_step(self, logits: Tensor, count: int) -> None:
-        """Add a step from its logits (1, 1, V), as :meth:`append`, but not necessarily at once."""
-        size = logits.shape[-1] * logits.element_size()
-        if 2 * size > _KEPT:
+    @staticmethod
+    def may_wait(logits: Tensor) -> bool:
+        """Whether logits (..., V) of a step are so few that they are better looked at together with others."""
+        return 2 * logits.shape[-1] * logits.element_size() <= _KEPT
+
+    @staticmethod
+    def is_enough(steps: int, logits: Tensor) -> bool:
+        """Whether so many steps of logits (..., V) have waited long enough."""
+        return (steps + 1) * logits.shape[-1] * logits.element_size() > _KEPT
+
+    def append_step(self, logits: Tensor, count: int) -> Tensor:
+        """Add a step from its logits (1, 1, V), as :meth:`append`, but not necessarily at once; return what is kept."""
+        if not self.may_wait(logits):
             self.append(logits[0], count)
-            return
+            return logits
+        kept = logits.clone()
         with self._lock:
-            self._rows.append(logits.clone())
+            self._rows.append(kept)
             self._wanted = count
-            if (len(self._rows) + 1) * size > _KEPT:
+            if self.is_enough(len(self._rows), logits):
                 self._look()
+        return kept
 
     def _look(self) -> None:
         if self._rows:
-            self._steps.extend(_best(torch.cat(self._rows)[:, 0], self._wanted))
+            logits = torch.cat(self._rows)[:, 0]
+            ids = logits.topk(min(self._wanted, logits.shape[-1]), dim=-1).indices
+            self._steps.extend(_probabilities(logits, ids))
             self._rows.clear()
 
 
-def _best(logits: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Find the ids and probabilities (count,) of the best tokens of every row (n, V)."""
-    ids = logits.topk(min(count, logits.shape[-1]), dim=-1).indices
+def _probabilities(logits: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pair the ids (n, k) of every row (n, V) with their probabilities, row by row."""
     probabilities = logits.softmax(dim=-1, dtype=torch.float32).gather(-1, ids)
     return zip(ids.unbind(), probabilities.unbind(), strict=True)
 

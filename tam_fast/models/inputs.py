@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tam_fast.maps.layout import Layout
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import Family, family_of
+from tam_fast.models.images import ImageLike, check_sizes, load_images
 from tam_fast.models.layouts import VisualInput, visual_mask
 from tam_fast.models.text import special_token_ids, tokens_in_spans
 
 __all__ = ["ImageLike", "PromptInputs", "RenderedPrompt", "load_images", "prepare_inputs", "render_prompt"]
-
-ImageLike: TypeAlias = "Image.Image | str | os.PathLike[str] | np.ndarray[Any, Any]"
-
-
-def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Image.Image]:
-    """Bring one image, or several, to RGB PIL images.
-
-    Parameters
-    ----------
-    images : PIL image, path, (H, W, 3) uint8 array, or a sequence of them
-        A file is turned as its EXIF orientation says.
-
-    Returns
-    -------
-    list of PIL.Image.Image
-
-    Raises
-    ------
-    ValueError
-        If there is none, a file is no image or too large for Pillow's limit, or an array has another shape.
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        If one is of another type.
-    """
-    if images is None or (isinstance(images, (list, tuple)) and not images):
-        raise ValueError("images: expected at least one image, got none")
-    if isinstance(images, (list, tuple)):
-        return [_load_image(image, f"images[{index}]") for index, image in enumerate(images)]
-    return [_load_image(images, "images")]
-
-
-def _load_image(image: Any, name: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f"{name}: expected an array (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
-        return Image.fromarray(np.ascontiguousarray(image))
-    if not isinstance(image, (str, os.PathLike)):
-        raise TypeError(f"{name}: expected a PIL image, a path or a (H, W, 3) uint8 array, got {type(image).__name__}")
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: expected an image file, got no file at {str(path)!r}")
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name}: expected an image file, got {str(path)!r} ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -268,6 +215,7 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
             raise ValueError(f"prompt: expected text without the placeholder {token!r}, got {prompt!r}")
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
     rendered = render_prompt(family, processor, [{"role": "user", "content": content}])
+    check_sizes(processor, images)
     inputs = processor(
         images=list(images),
         text=[rendered.text],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from tam_fast.models.folders import check_processor_files, read_object
 
 __all__ = ["image_only_processor_class", "load_processor"]
 
@@ -118,8 +119,7 @@ def _read_json(path_or_id: str, filename: str, kwargs: Mapping[str, Any]) -> dic
     )
     if path is None:
         return {}
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
+    return read_object(path)
 
 
 def _processor_class_name(path_or_id: str, kwargs: Mapping[str, Any]) -> str | None:
@@ -161,13 +161,39 @@ def load_processor(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Any:
     """
     import transformers
 
-    auto: Any = transformers.AutoProcessor
     location = os.fspath(path_or_id)
     is_folder = Path(location).is_dir()
     if not is_folder and (Path(location).is_absolute() or location.startswith((".", "~"))):
         raise FileNotFoundError(f"path_or_id: expected a folder with a processor or a model hub id, got {location!r}")
+    folder = Path(location, kwargs.get("subfolder") or "") if is_folder else None
+    if folder is not None:
+        check_processor_files(folder)
     try:
-        processor: Any = auto.from_pretrained(location, **kwargs)
+        processor = _from_pretrained(location, is_folder, kwargs)
+    except Exception as error:  # damaged files make transformers raise nearly anything
+        if folder is None or isinstance(error, ImportError):
+            raise
+        check_processor_files(folder, thorough=True)
+        raise ValueError(_unusable(folder, error)) from error
+    if not isinstance(processor, transformers.ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"path_or_id: expected a processor of images and text in {location!r}, got {type(processor).__name__} "
+            "(is processor_config.json or preprocessor_config.json missing?)"
+        )
+    if getattr(processor, "tokenizer", None) is not None:
+        _check_words(processor.tokenizer, location)
+    if isinstance(processor, transformers.LlavaProcessor):
+        _complete_llava(processor, location, kwargs)
+    return processor
+
+
+def _from_pretrained(location: str, is_folder: bool, kwargs: Mapping[str, Any]) -> Any:
+    """Load a processor as transformers does, or without its video part where that is what is in the way."""
+    import transformers
+
+    auto: Any = transformers.AutoProcessor
+    try:
+        return auto.from_pretrained(location, **kwargs)
     except Exception as error:
         # Without torchvision versions raise what they will (ImportError, TypeError), with a CUDA one beside a CPU torch
         # RuntimeError, and OSError for a folder saved by a processor that had no video part. A hub that is out of reach
@@ -175,15 +201,77 @@ def load_processor(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Any:
         if isinstance(error, OSError) and not is_folder:
             raise
         name = _processor_class_name(location, kwargs)
-        if name in _WITH_VIDEO:
-            processor = image_only_processor_class(name).from_pretrained(location, **kwargs)
-        elif isinstance(error, OSError):
-            raise ValueError(f"path_or_id: expected a processor's files in {location!r}: {error}") from error
-        else:
+        if name not in _WITH_VIDEO:
             raise
-    if not isinstance(processor, transformers.ProcessorMixin) or getattr(processor, "image_processor", None) is None:
-        raise ValueError(
-            f"path_or_id: expected a processor of images and text in {location!r}, got {type(processor).__name__} "
-            "(is processor_config.json or preprocessor_config.json missing?)"
+        return image_only_processor_class(name).from_pretrained(location, **kwargs)
+
+
+_READ = ("config.json", "token")  # in the names of the files that transformers reads
+
+
+def _unusable(folder: Path, error: Exception) -> str:
+    """Say of a folder whose files are whole what transformers has against it, and which files those are."""
+    own = folder / "processor_config.json"
+    if not (folder / "preprocessor_config.json").exists() and not (
+        own.exists() and "image_processor" in read_object(own)
+    ):
+        what = f"{own.name} has no image_processor" if own.exists() else f"there is no {own.name}"
+        return (
+            f"path_or_id: expected a processor's files in {str(folder)!r}, got no preprocessor_config.json, and {what}"
         )
-    return processor
+    files = sorted(path.name for path in folder.glob("*.json") if any(word in path.name for word in _READ))
+    reason = " ".join(str(error).split())
+    return (
+        f"path_or_id: expected a processor's files in {str(folder)!r}, got {', '.join(files)}, which transformers "
+        f"cannot use: {type(error).__name__}: {reason[:300]}"
+    )
+
+
+_FEW = 100  # tokens: such a vocabulary is looked at
+
+
+def _check_words(tokenizer: Any, location: str) -> None:
+    """Refuse a tokenizer that was made up of its settings alone, because its vocabulary is missing."""
+    known = set(tokenizer.get_vocab()) if len(tokenizer) <= _FEW else set()
+    if known and not known - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"path_or_id: expected a tokenizer with a vocabulary in {location!r}, got {len(known)} special tokens "
+            "(is tokenizer.json missing or damaged?)"
+        )
+
+
+# How many of the vision tower's outputs stand before those of the patches: a class token, or none.
+_TOKENS_BEFORE_PATCHES: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
+
+
+def _complete_llava(processor: Any, location: str, kwargs: Mapping[str, Any]) -> None:
+    """Give an old LLaVA processor what its model's configuration says: without, it cannot count image tokens."""
+    missing = [name for name in ("patch_size", "vision_feature_select_strategy") if getattr(processor, name) is None]
+    told = {*kwargs, *_read_json(location, "processor_config.json", kwargs)}
+    # Processors once had no number of other tokens, which came out as 0.
+    uncounted = "num_additional_image_tokens" not in told and not processor.num_additional_image_tokens
+    if not missing and not uncounted:
+        return
+    config = _read_json(location, "config.json", kwargs)
+    vision = config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    size, strategy = vision.get("patch_size"), config.get("vision_feature_select_strategy")
+    said = {
+        "patch_size": size if isinstance(size, int) and size > 0 else None,
+        "vision_feature_select_strategy": strategy if strategy in ("default", "full") else None,
+        "num_additional_image_tokens": _TOKENS_BEFORE_PATCHES.get(str(vision.get("model_type"))),
+    }
+    # What was given as an argument is not asked for again.
+    lacking = [
+        name for name in [*missing, *(["num_additional_image_tokens"] if uncounted else [])] if said[name] is None
+    ]
+    if lacking and missing:
+        raise ValueError(
+            f"path_or_id: expected {', '.join(lacking)} of the LLaVA processor in {location!r}, got none from its "
+            "files and none from a config.json beside them (vision_config.patch_size, vision_config.model_type, "
+            "vision_feature_select_strategy): give them, such as load_processor(..., patch_size=14, "
+            "vision_feature_select_strategy='default', num_additional_image_tokens=1)"
+        )
+    for name, value in said.items():
+        if value is not None and (name in missing or (uncounted and name == "num_additional_image_tokens")):
+            setattr(processor, name, value)

@@ -129,3 +129,14 @@ def test_main_survives_an_encoding_without_the_answers_letters(
 
 def test_module_is_the_command() -> None:
     assert importlib.import_module("tam_fast.__main__").main is main
+
+
+def test_an_image_that_is_not_there_costs_no_model(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tam_fast.cli import main\n"
+        "sys.argv[1:] = ('explain', 'none.png')\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = python("-c", program, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "False\n"), done.stderr

@@ -41,6 +41,9 @@ def test_control_characters_are_replaced() -> None:
     ("error", "code", "line"),
     [
         (Failure(ExitCode.FILE, "a file:\nnone"), 3, "tam-fast: error: a file: none"),
+        (OSError(28, "No space left on device"), 3, "tam-fast: error: No space left on device"),
+        (PermissionError(13, "Permission denied", "a.png"), 3, "tam-fast: error: a.png: Permission denied"),
+        (OSError("words of a library"), 3, "tam-fast: error: words of a library"),
         (KeyError("x"), 1, "tam-fast: error: unexpected KeyError: 'x' (--debug shows where)"),
     ],
 )

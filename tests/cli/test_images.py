@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest_cli import FakeExplainer, assert_fails, run, save_image
 from PIL import Image
+
+from tam_fast.models.images import load_images
 
 
 def test_standard_input(explainer: FakeExplainer, photo: Path) -> None:
@@ -70,6 +73,42 @@ def test_first_frame_of_an_animation(explainer: FakeExplainer, tmp_path: Path) -
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert _seen(explainer, tmp_path / "x.gif").getpixel((4, 4)) == (255, 0, 0)
+    result = run("explain", "x.gif", "-o", "again")
+    assert "tam-fast: x.gif: more than one frame; the first one is taken\n" in result.stderr
+    assert result.stderr.count("frame") == 1
+    assert "frame" not in run("explain", "x.gif", "-q", "-o", "quietly").stderr
+
+
+def test_the_library_sees_the_same(explainer: FakeExplainer, tmp_path: Path) -> None:
+    """Files that could be read in more than one way."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    clear = Image.fromarray(noise)
+    for name, image, options in (
+        ("16.png", Image.fromarray(noise[..., 0].astype(np.uint16) * 200), {}),
+        ("32.tif", Image.fromarray(noise[..., 0].astype(np.int32) * 90_000 - 5), {}),
+        ("float.tif", Image.fromarray(noise[..., 0].astype(np.float32) / 300 - 0.2), {}),
+        ("alpha.png", clear, {"exif": exif}),
+        ("alpha.tif", clear.convert("LA"), {}),
+        ("palette.png", clear.convert("RGB").quantize(7), {"transparency": bytes([0, 99, 255])}),
+        ("keyed.png", clear.convert("RGB"), {"transparency": tuple(noise[3, 3, :3].tolist())}),
+        ("ink.jpg", clear.convert("RGB").convert("CMYK"), {"exif": exif}),
+    ):
+        image.save(tmp_path / name, **options)
+        assert _seen(explainer, tmp_path / name).tobytes() == load_images(tmp_path / name)[0].tobytes(), name
+
+
+def test_urls_and_image_data_are_refused_in_a_short_line(explainer: FakeExplainer) -> None:
+    for name, message in (
+        ("https://example.com/a.png", "expected a file, got the URL 'https://example.com/a.png': download it"),
+        ("file:///a.png", "give the path itself"),
+        ("data:image/png;base64," + "A" * 5000, "got a data URI of 5022 characters"),
+    ):
+        result = run("explain", name)
+        assert_fails(result, 3, message[:30])
+        assert len(result.stderr) < 600
+    assert explainer.calls == []
 
 
 def test_files_that_are_no_images(explainer: FakeExplainer, tmp_path: Path, photo: Path) -> None:
@@ -121,3 +160,48 @@ def test_huge_images_are_refused_by_their_head(explainer: FakeExplainer, tmp_pat
     )
     assert limit == Image.MAX_IMAGE_PIXELS
     assert run("explain", photo, "--max-pixels", "1536").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("n" * 300 + ".png", "too "),
+        ("x" * 5000, "too "),
+        ("/tmp/" * 2000, "too "),
+        ("", "'': no such file"),
+        ("photo.jpg/", "no such file"),
+        ("photo.jpg/x.png", "no such file"),
+        ("loop.png", "the image cannot be read: Too many levels of symbolic links"),
+        ("dangling.png", "no such file"),
+        (".", "expected an image file, got a folder"),
+        ("\udcff.png", "\ufffd.png: no such file"),
+        ("data:image/png;base64," + "A" * 3000, "data URI"),
+    ],
+)
+def test_one_bad_argument_does_not_end_a_batch(
+    explainer: FakeExplainer, tmp_path: Path, photo: Path, bad: str, message: str
+) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    result = run("explain", bad, photo, "-q")
+    assert result.exit_code == 3
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert len(line) < 450
+    assert Path("tam-fast-out/photo.png").exists()
+
+
+def test_unreadable_image(explainer: FakeExplainer, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "secret.png":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opens(self, *arguments, **options)
+
+    Path("secret.png").write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run("explain", "secret.png", photo, "-q")
+    assert result.exit_code == 3
+    assert result.stderr == "tam-fast: error: secret.png: the image cannot be read: Permission denied\n"
+    assert Path("tam-fast-out/photo.png").exists()

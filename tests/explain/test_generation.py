@@ -113,7 +113,6 @@ def test_answer_of_nothing_but_the_end_mark_is_refused(qwen, ends):
         ({"input_ids": torch.zeros(1, 2)}, "made of images and prompt"),
         ({"output_attentions": True}, "output_attentions"),
         ({"prefill_chunk_size": 4}, "one piece"),
-        ({"use_cache": False}, "use_cache=True"),
         ({"no_such_argument": 1}, "no_such_argument"),
     ],
 )
@@ -159,3 +158,11 @@ def test_a_cache_switched_off_for_training_is_switched_on(qwen):
 def test_answers_that_are_refused(qwen, answer, error, message):
     with pytest.raises(error, match=message):
         qwen.explain(picture(), PROMPT, answer=answer)
+
+
+def test_without_a_cache_the_answer_is_passed_over_once_more(qwen):
+    plain = qwen.explain(picture(), PROMPT, **GREEDY)
+    e = qwen.explain(picture(), PROMPT, use_cache=False, **GREEDY)
+    assert (plain.source, e.source) == ("generated", "teacher_forced")
+    assert e.token_ids == plain.token_ids
+    torch.testing.assert_close(e.maps.maps, plain.maps.maps, atol=2e-5, rtol=0)

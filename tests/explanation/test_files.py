@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest_models
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tam_fast.explanation import Explanation, load
+from tam_fast.explanation import Candidate, Explanation, load
+from tam_fast.explanation.checks import check_values
+from tam_fast.maps.answer import activation_maps
+from tam_fast.maps.tokens import Compat
+from tam_fast.models.text import TextDecoder
 
 
 @given(
@@ -189,7 +195,13 @@ def _put_grid(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_put("candidates", [[]]), "candidates: expected one for each of 13 maps, got 1"),
         (_put("candidates", [[[1, "x"]]] * 13), "candidates: expected"),
         (_put("candidates", [[[1, "x", math.nan]]] * 13), "candidates: probability: expected a finite number"),
+        (_put("candidates", [[[1, "x", 1.5]]] * 13), "candidates: probability: expected 0 to 1, got 1.5 for token 0"),
+        (_put("candidates", [[[1, "x", -0.5]]] * 13), "candidates: probability: expected 0 to 1, got -0.5"),
+        (_put("candidates", [[[-1, "x", 0.5]]] * 13), "candidates: token_id: expected at least 0, got -1"),
         (_put("candidates", [[[1, 2, 0.5]]] * 13), "token: expected str"),
+        (_put("nan_cells", 1), r"maps: expected NaN in 1 cells \(nan_cells\), got it in 0"),
+        (_put("nan_cells", "0"), "nan_cells: expected int, got str"),
+        (_put("source", 3), "source: expected str, got int"),
         (_put("candidates", [3] * 13), "candidates: expected list, got int"),
         (_put("context_tokens", []), "expected the array"),
         (_put("images", 10**12), "images: expected as many as image arrays"),
@@ -217,6 +229,24 @@ def test_json_that_does_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]
         ({"maps": torch.zeros(13, 23)}, r"expected the array 'maps' to be torch.float32 of shape \(13, 24\)"),
         ({"maps": torch.zeros(13, 24, dtype=torch.float64)}, "expected the array 'maps' to be torch.float32"),
         ({"offsets": torch.full((13, 2), -1)}, "offsets: expected"),
+        ({"offsets": torch.arange(26).reshape(13, 2).flip(0)}, "offsets: expected them in the order of the text"),
+        ({"offsets": torch.tensor([[0, 1], [2, 4], [1, 2]] + [[5, 6]] * 10)}, r"got \(1, 2\) after \(2, 4\)"),
+        ({"maps": torch.full((13, 24), 1e30)}, r"maps: expected values in \[0, 1\], got 1e\+30 at \[0, 0\]"),
+        ({"maps": torch.full((13, 24), -0.01)}, r"maps: expected values in \[0, 1\], got -0.01"),
+        ({"maps": torch.full((13, 24), 1.01)}, r"maps: expected values in \[0, 1\], got 1.01"),
+        ({"maps": torch.full((13, 24), math.inf)}, r"maps: expected values in \[0, 1\], got inf"),
+        ({"maps": torch.full((13, 24), math.nan)}, r"maps: expected NaN in 0 cells \(nan_cells\), got it in 312"),
+        ({"maps": torch.tensor([[math.nan] + [0.5] * 23] * 13)}, "maps: expected NaN in 0 cells"),
+        ({"relevance": torch.full((13, 15), math.nan)}, "relevance: expected finite values >= 0, got nan"),
+        ({"relevance": torch.full((13, 15), math.inf)}, "relevance: expected finite values >= 0, got inf"),
+        ({"relevance": torch.full((13, 15), -1.0)}, "relevance: expected finite values >= 0, got -1"),
+        ({"scale": torch.full((13,), math.nan)}, "scale: expected finite values, got nan"),
+        ({"scale": torch.full((13,), -math.inf)}, "scale: expected finite values, got -inf"),
+        ({"flat": torch.ones(13, dtype=torch.bool)}, "flat: expected maps of zeros where it is true"),
+        ({"token_ids": torch.arange(107, 120)}, "token_ids: expected the target_ids of the maps, got 107 where"),
+        ({"target_ids": torch.arange(13)}, "token_ids: expected the target_ids of the maps, got 100 where they have 0"),
+        ({"target_ids": torch.full((13,), -1)}, "target_ids: expected ids >= 0, got -1"),
+        ({"context_ids": torch.full((15,), -1)}, "context_ids: expected ids >= 0, got -1"),
         ({"visual_positions": torch.zeros(24, dtype=torch.int64)}, "positions: expected distinct positions"),
         ({"prompt_positions": torch.tensor([-3])}, "prompt: expected positions >= 0"),
         ({"prompt_positions": torch.zeros(2, 2, dtype=torch.int64)}, "expected the array 'prompt_positions'"),
@@ -232,6 +262,78 @@ def test_arrays_that_do_not_fit(tmp_path: Path, change: dict[str, torch.Tensor |
     _forge(arrays_path, json_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     with pytest.raises(ValueError, match=reason):
         load(arrays_path)
+
+
+def test_files_of_earlier_versions_load(tmp_path: Path) -> None:
+    """Which say neither how many cells are NaN nor where the states come from."""
+    for share, loads in ((0.0, True), (0.3, True), (1.0, False)):
+        maps = torch.linspace(0, 1, 13 * 24).reshape(13, 24)
+        maps[maps < share] = math.nan
+        maps[maps == share] = math.nan if share else 0.0
+        e = make_explanation(maps=maps)
+        e.save(tmp_path / "e")
+        assert_same(load(tmp_path / "e"), e)
+        document = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+        del document["nan_cells"], document["source"]
+        (tmp_path / "e.json").write_text(json.dumps(document), encoding="utf-8")
+        if loads:
+            assert_same(load(tmp_path / "e"), e)
+        else:
+            with pytest.raises(ValueError, match="maps: expected numbers, got NaN in all of 312 cells"):
+                load(tmp_path / "e")
+
+
+@pytest.mark.parametrize("make", [conftest_models.qwen_processor, conftest_models.llava_processor])
+def test_offsets_of_any_tokens_are_in_order(make: Callable[[], Any]) -> None:
+    """Stray bytes and special tokens among them: what a decoder makes can be saved."""
+    tokenizer = make().tokenizer
+    random = np.random.default_rng(0)
+    bytes_alone = [i for i in range(len(tokenizer)) if tokenizer.decode([i]) == "\ufffd"] + tokenizer.all_special_ids
+    for pool in (bytes_alone, range(len(tokenizer))):
+        for _ in range(200):
+            decoder = TextDecoder(tokenizer)
+            ids = random.choice(pool, random.integers(1, 25)).tolist()
+            for token_id in ids:
+                decoder.append(token_id)
+            e = make_explanation(decoder.pieces)
+            e.maps.target_ids[:] = torch.tensor(ids)
+            e.token_ids, e.text, e.offsets = ids, decoder.text, decoder.offsets
+            check_values(e)
+
+
+def test_the_source_of_the_states_is_kept(tmp_path: Path) -> None:
+    make_explanation(source="teacher_forced").save(tmp_path / "e")
+    assert load(tmp_path / "e").source == "teacher_forced"
+
+
+def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
+    for fields, reason in (
+        ({"maps": torch.full((13, 24), 2.0)}, "maps: expected values"),
+        ({"token_ids": list(range(13))}, "token_ids: expected"),
+        ({"offsets": [(2, 3), (0, 1)] + [(3, 3)] * 11}, "offsets: expected them in the order of the text"),
+        ({"candidates": [[Candidate(1, "x", math.nan)]] * 13}, "candidates: probability: expected 0 to 1, got nan"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            make_explanation(**fields).save(tmp_path / "e")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compat", [None, "official", "paper"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_maps_of_every_kind_are_within_the_ranges(tmp_path: Path, compat: Compat, constant: bool) -> None:
+    """NaN and flat maps included, so that what was made can be saved and loaded."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        e = make_explanation(["a", " b", " c"], [(int(random.integers(1, 5)), int(random.integers(1, 5)))])
+        hidden = random.standard_normal((e.layout.answer_start + 2, 3)).astype(np.float32)
+        if constant:
+            hidden[:] = hidden[0]
+        ids = random.integers(0, 9, len(hidden) + 1)
+        classifier = random.standard_normal((9, 3)).astype(np.float32)
+        e.maps = activation_maps(hidden, classifier, ids, e.layout, compat=compat)
+        e.token_ids = e.maps.target_ids.tolist()
+        e.save(tmp_path / "e")
+        assert_same(load(tmp_path / "e"), e)
 
 
 def _forge(arrays_path: Path, json_path: Path, tensors: dict[str, torch.Tensor]) -> None:

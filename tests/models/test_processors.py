@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from conftest_models import (
     PROMPT,
     QWEN_TEMPLATE,
     TEXTS,
+    llava_model,
     llava_processor,
     picture,
     piece_tokenizer,
@@ -70,6 +73,146 @@ def test_folders_without_a_processor_are_refused(tmp_path):
         load_processor(tmp_path)
     with pytest.raises(ValueError, match="LlavaProcessor"):
         image_only_processor_class("LlavaProcessor")
+
+
+DAMAGE = {
+    "missing": None,
+    "empty": b"",
+    "list": b"[]",
+    "null": b"null",
+    "text": b'"x"',
+    "object": b"{}",
+    "cut": b'{"a": [1, 2',
+    "binary": b"\xff\xfe\x00",
+    "nested": b"[" * 100_000,
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Processors of both kinds as folders."""
+    made = {}
+    for make in (qwen_processor, llava_processor):
+        made[make] = tmp_path_factory.mktemp(make.__name__)
+        make().save_pretrained(made[make])
+    return made
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("make", [qwen_processor, llava_processor])
+def test_a_damaged_file_is_named(make, name, damage, folders, tmp_path):
+    folder = shutil.copytree(folders[make], tmp_path / "p")
+    (folder / name).unlink()
+    if DAMAGE[damage] is not None:
+        (folder / name).write_bytes(DAMAGE[damage])
+    with pytest.raises(ValueError, match=f"^path_or_id: .*{name}") as caught:
+        load_processor(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", lambda held: {**held, "model": None}),
+        ("tokenizer.json", lambda held: {**held, "model": {**held["model"], "vocab": {}}}),
+        ("tokenizer.json", lambda held: {**held, "added_tokens": 3}),
+        ("tokenizer.json", lambda held: {key: value for key, value in held.items() if key != "added_tokens"}),
+        ("processor_config.json", lambda held: {**held, "image_processor": []}),
+        ("processor_config.json", lambda held: {"processor_class": held["processor_class"]}),
+    ],
+)
+def test_a_file_of_another_content_is_named(name, change, folders, tmp_path):
+    folder = shutil.copytree(folders[llava_processor], tmp_path / "p")
+    (folder / name).write_text(json.dumps(change(json.loads((folder / name).read_text()))))
+    with pytest.raises(ValueError, match=f"^path_or_id: .*{name}"):
+        load_processor(folder)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "chat_template.json"])
+def test_a_damaged_file_that_need_not_be_there_is_named(name, folders, tmp_path):
+    folder = shutil.copytree(folders[qwen_processor], tmp_path / "p")
+    (folder / name).write_bytes(b"[")
+    with pytest.raises(ValueError, match=f"path_or_id: .*{name}"):
+        load_processor(folder)
+
+
+def test_a_folder_of_the_old_kind_is_loaded(folders, tmp_path):
+    """The image processor in a file of its own."""
+    folder = shutil.copytree(folders[llava_processor], tmp_path / "p")
+    held = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(held.pop("image_processor")))
+    (folder / "processor_config.json").write_text(json.dumps(held))
+    assert load_processor(folder).patch_size == 14
+    (folder / "preprocessor_config.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"path_or_id: .*preprocessor_config.json"):
+        load_processor(folder)
+
+
+def test_the_real_folder_without_its_vocabulary_is_refused(shared_data, tmp_path):
+    """By itself transformers loads it, with two tokens."""
+    source = shared_data / "processors" / "qwen2vl"
+    for name in ("processor_config.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(source / name, tmp_path)
+    with pytest.raises(ValueError, match=r"path_or_id: .*tokenizer\.json"):
+        load_processor(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json, or merges\.txt"):
+        load_processor(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(ValueError, match=r"expected a tokenizer with a vocabulary .*tokenizer\.json"):
+        load_processor(tmp_path)
+
+
+def _old_llava(folder, tmp_path, leave_out=("patch_size", "vision_feature_select_strategy", "num_additional")):
+    """A folder as processors were saved before they counted image tokens themselves."""
+    folder = shutil.copytree(folder, tmp_path / "old")
+    held = json.loads((folder / "processor_config.json").read_text())
+    kept = {key: value for key, value in held.items() if not key.startswith(leave_out)}
+    (folder / "processor_config.json").write_text(json.dumps(kept))
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["default", "full"])
+@pytest.mark.parametrize(
+    "leave_out", [("patch_size", "vision", "num_additional"), ("num_additional",), ("patch_size",)]
+)
+def test_an_old_llava_processor_is_completed_by_its_model(strategy, leave_out, tmp_path):
+    whole = llava_processor(strategy=strategy)
+    model = llava_model(whole, strategy=strategy)
+    whole.save_pretrained(tmp_path / "whole")
+    folder = _old_llava(tmp_path / "whole", tmp_path, leave_out)
+    model.config.save_pretrained(folder)
+    loaded = load_processor(folder)
+    assert loaded.to_dict() == whole.to_dict()
+    if strategy == "default":
+        expected = prepare_inputs(model, whole, [picture()], PROMPT)
+        assert torch.equal(prepare_inputs(model, loaded, [picture()], PROMPT).input_ids, expected.input_ids)
+
+
+def test_an_old_llava_processor_that_nothing_completes_is_refused(folders, tmp_path):
+    folder = _old_llava(folders[llava_processor], tmp_path)
+    everything = "patch_size, vision_feature_select_strategy, num_additional_image_tokens"
+    vision = {"model_type": "clip_vision_model", "patch_size": 14}
+    for config, lacking in (
+        (None, everything),
+        ({"model_type": "llava"}, everything),
+        ({"model_type": "llava", "vision_config": {**vision, "patch_size": 0}}, "patch_size, vision_feature"),
+        ({"model_type": "llava", "vision_config": vision}, "vision_feature_select_strategy of"),
+        (
+            {"model_type": "llava", "vision_config": {"patch_size": 14}, "vision_feature_select_strategy": "full"},
+            "num_additional_image_tokens of",
+        ),
+    ):
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"path_or_id: expected {lacking}"):
+            load_processor(folder)
+    given = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    loaded = load_processor(folder, **given)
+    assert {name: getattr(loaded, name) for name in given} == given
 
 
 def test_real_qwen_processor(shared_data):
