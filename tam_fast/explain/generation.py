@@ -15,6 +15,7 @@ from tam_fast.models.capture import CapturedCandidates, capture
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts import visual_mask
 from tam_fast.models.recording import MISMATCH, Points, Recording, record, verify
+from tam_fast.models.text import SpecialTokens, check_special_tokens, check_text, tokenise
 from tam_fast.models.wrappers import uncompiled
 
 __all__ = ["Answer", "answer_ids", "end_ids", "force", "generate", "generate_arguments"]
@@ -176,10 +177,10 @@ def _without_end(job: Job, ids: list[int], ends: frozenset[int]) -> list[int]:
     return ids[:count]
 
 
-def answer_ids(job: Job, answer: Answer) -> list[int]:
-    """Bring a given answer to token ids (T,)."""
+def answer_ids(job: Job, answer: Answer, special_tokens: SpecialTokens = "text") -> list[int]:
+    """Bring a given answer to token ids (T,); control tokens in a text are text, unless they are to be obeyed."""
     if isinstance(answer, str):
-        ids = _tokenise(job, answer)
+        ids = _tokenise(job, answer, special_tokens)
     else:
         try:
             tensor = torch.as_tensor(answer)
@@ -198,21 +199,33 @@ def answer_ids(job: Job, answer: Answer) -> list[int]:
     return ids
 
 
-def _tokenise(job: Job, answer: str) -> list[int]:
+def _tokenise(job: Job, answer: str, special_tokens: SpecialTokens) -> list[int]:
     """Tokenise an answer as the continuation of the prompt."""
     if not answer:
         raise ValueError("answer: expected a text, got an empty string")
+    check_text("answer", answer)
+    check_special_tokens(special_tokens)
     tokenizer, rendered = job.processor.tokenizer, job.prompt.rendered
     prefix = job.prompt.family.answer_prefix
     tail = answer if not prefix or answer[0].isspace() else prefix + answer
-    before = list(job.prompt.rendered_ids)
-    whole = tokenizer(rendered.text + tail, add_special_tokens=rendered.add_special_tokens)["input_ids"]
+    before = job.prompt.rendered_ids
+    # A prompt whose control tokens were obeyed is not text here either.
+    spans = rendered.spans if job.prompt.special_tokens == "text" else ()
+    end = len(rendered.text)
+    whole = tokenise(
+        tokenizer,
+        rendered.text + tail,
+        [*spans, (end, end + len(tail))],
+        add_special_tokens=rendered.add_special_tokens,
+        special_tokens=special_tokens,
+    ).ids
     if whole[: len(before)] == before:
-        found = whole[len(before) :]
-    else:
-        # The answer's first characters would join the prompt's last token, which generation cannot do either.
-        found = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [int(token_id) for token_id in found]
+        return list(whole[len(before) :])
+    # The answer's first characters would join the prompt's last token, which generation cannot do either.
+    alone = tokenise(
+        tokenizer, answer, [(0, len(answer))], add_special_tokens=False, special_tokens=special_tokens
+    ).ids
+    return list(alone)
 
 
 def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidates]:

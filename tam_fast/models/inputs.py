@@ -17,7 +17,15 @@ from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import Family, family_of
 from tam_fast.models.images import ImageLike, check_sizes, load_images
 from tam_fast.models.layouts import VisualInput, visual_mask
-from tam_fast.models.text import special_token_ids, tokens_in_spans
+from tam_fast.models.text import (
+    SpecialTokens,
+    Tokenised,
+    check_special_tokens,
+    check_text,
+    masked,
+    special_token_ids,
+    tokenise,
+)
 
 __all__ = ["ImageLike", "PromptInputs", "RenderedPrompt", "load_images", "prepare_inputs", "render_prompt"]
 
@@ -91,7 +99,8 @@ def render_prompt(family: Family, processor: Any, messages: Sequence[Mapping[str
             filled, spans = _fill(pattern, shown)
             if filled == text:
                 bos = getattr(processor.tokenizer, "bos_token", None)
-                return RenderedPrompt(text, tuple(spans), not (bos and text.startswith(bos)))
+                written = bos and text.startswith(bos) and all(start >= len(bos) for start, _ in spans)
+                return RenderedPrompt(text, tuple(spans), not written)
     raise ModelNotSupportedError(
         f"processor: expected a chat template that keeps the user's text as it is, got {text[:200]!r} from "
         f"{type(processor).__name__}"
@@ -168,6 +177,8 @@ class PromptInputs:
         Token ids of ``rendered.text``, one a placeholder: what the prompt is before the processor expands it.
     layout : Layout
         Grids, positions of the prompt's text, and P as the answer's start.
+    special_tokens : "text" or "obey"
+        What became of control tokens in the prompt.
     """
 
     family: Family
@@ -176,9 +187,16 @@ class PromptInputs:
     rendered: RenderedPrompt
     rendered_ids: tuple[int, ...]
     layout: Layout
+    special_tokens: SpecialTokens = "text"
 
 
-def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], prompt: str) -> PromptInputs:
+def prepare_inputs(
+    model: Any,
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompt: str,
+    special_tokens: SpecialTokens = "text",
+) -> PromptInputs:
     """Turn images and a prompt into model inputs, and find their places in the sequence.
 
     One user turn, the images before the text. The positions of the prompt's text (``Layout.prompt``) are the tokens
@@ -186,12 +204,18 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
     the offsets that a fast tokenizer reports for the rendered chat; special placeholder tokens never merge with their
     neighbours, so that the other tokens are those of the expanded prompt, in order, which is checked.
 
+    Control tokens and placeholders that the user typed are text, as any other: see
+    :func:`tam_fast.models.text.tokenise`. Where there are such, the processor is given the chat with a character in
+    place of the user's text, and the text's tokens are put in afterwards.
+
     Parameters
     ----------
     model : transformers.PreTrainedModel
     processor : transformers.ProcessorMixin
     images : sequence of PIL images
     prompt : str
+    special_tokens : "text" or "obey"
+        ``"obey"`` takes control tokens in the prompt for what they are.
 
     Returns
     -------
@@ -200,7 +224,8 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
     Raises
     ------
     ValueError, TypeError
-        If the prompt is empty, no string, or holds the model's placeholder of an image.
+        If the prompt is empty, no string, has a lone surrogate, or holds the model's placeholder of an image that is
+        to be obeyed.
     ModelNotSupportedError
         If model type, processor or tokenizer are not supported; the message says what is missing.
     """
@@ -209,16 +234,32 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
         raise TypeError(f"prompt: expected a string, got {type(prompt).__name__}")
     if not prompt.strip():
         raise ValueError(f"prompt: expected a text, got {prompt!r}: the answer is explained against its words")
-    for kind in ("image", "video"):
-        token = getattr(processor, f"{kind}_token", None)
-        if isinstance(token, str) and token and token in prompt:
-            raise ValueError(f"prompt: expected text without the placeholder {token!r}, got {prompt!r}")
+    check_text("prompt", prompt)
+    check_special_tokens(special_tokens)
+    if not getattr(processor.tokenizer, "is_fast", False):
+        raise ModelNotSupportedError(
+            "processor: expected a fast tokenizer, which reports tokens' characters, got "
+            f"{type(processor.tokenizer).__name__}"
+        )
+    placeholders = _placeholders(processor)
+    if special_tokens == "obey":
+        for token in placeholders:
+            if token in prompt:
+                raise ValueError(f"prompt: expected text without the placeholder {token!r}, got {prompt!r}")
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
     rendered = render_prompt(family, processor, [{"role": "user", "content": content}])
     check_sizes(processor, images)
+    tokens = tokenise(
+        processor.tokenizer,
+        rendered.text,
+        rendered.spans,
+        add_special_tokens=rendered.add_special_tokens,
+        special_tokens=special_tokens,
+        placeholders=placeholders,
+    )
     inputs = processor(
         images=list(images),
-        text=[rendered.text],
+        text=[masked(rendered.text, rendered.spans)[0] if tokens.typed else rendered.text],
         return_tensors="pt",
         add_special_tokens=rendered.add_special_tokens,
     )
@@ -226,26 +267,38 @@ def prepare_inputs(model: Any, processor: Any, images: Sequence[Image.Image], pr
     ids = inputs["input_ids"]
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
+    if tokens.typed:
+        inputs = _with_users_texts(model.config, processor, inputs, rendered, tokens)
+        ids = inputs["input_ids"]
     source = VisualInput(model.config, processor, ids[0], inputs, [image.size for image in images])
     grids = family.grids(source)
-    positions, rendered_ids = _text_positions(model.config, processor, ids[0], rendered)
+    positions = _text_positions(model.config, processor, ids[0], tokens)
     if not positions.numel():
         raise ValueError(f"prompt: expected at least one token of text, got only special ones in {prompt!r}")
     layout = Layout(tuple(grids), positions, int(ids.shape[1]))
-    return PromptInputs(family, inputs, ids[0], rendered, rendered_ids, layout)
+    return PromptInputs(family, inputs, ids[0], rendered, tokens.ids, layout, special_tokens)
 
 
-def _text_positions(
-    config: Any, processor: Any, input_ids: Tensor, rendered: RenderedPrompt
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Find the positions (n_p,) of the users' texts among the expanded prompt's tokens (P,); with the rendered ids."""
-    tokenizer = processor.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelNotSupportedError(
-            f"processor: expected a fast tokenizer, which reports tokens' characters, got {type(tokenizer).__name__}"
-        )
-    short = tokenizer(rendered.text, add_special_tokens=rendered.add_special_tokens, return_offsets_mapping=True)
-    short_ids = torch.tensor(short["input_ids"], dtype=torch.int64)
+def _placeholders(processor: Any) -> list[str]:
+    """List the strings that a processor expands."""
+    found = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
+    return [token for token in found if isinstance(token, str) and token]
+
+
+def _text_positions(config: Any, processor: Any, input_ids: Tensor, tokens: Tokenised) -> Tensor:
+    """Find the positions (n_p,) of the users' texts among the expanded prompt's tokens (P,)."""
+    short_ids = torch.tensor(tokens.ids, dtype=torch.int64)
+    places, kept = _text_places(config, processor, input_ids, short_ids)
+    # Where the short sequence's tokens went in the expanded one; -1 for placeholders.
+    position_of = torch.full_like(short_ids, -1)
+    position_of[kept] = places
+    special = special_token_ids(processor.tokenizer)
+    chosen = position_of[[index for index in tokens.users if tokens.ids[index] not in special]]
+    return chosen[chosen >= 0]
+
+
+def _text_places(config: Any, processor: Any, input_ids: Tensor, short_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the tokens that are no placeholders in the expanded prompt (P,) and in the chat; they must be the same."""
     places = torch.nonzero(~visual_mask(config, input_ids)).flatten()
     kept = torch.nonzero(~visual_mask(config, short_ids)).flatten()
     if not torch.equal(input_ids[places], short_ids[kept]):
@@ -253,10 +306,54 @@ def _text_positions(
             f"processor: expected {type(processor).__name__} to expand only placeholders of the chat's "
             f"{kept.numel()} other tokens, got {places.numel()} others: the prompt's words cannot be located"
         )
-    # Where the short sequence's tokens went in the expanded one; -1 for placeholders.
-    position_of = torch.full_like(short_ids, -1)
-    position_of[kept] = places
-    special = special_token_ids(tokenizer)
-    found = tokens_in_spans(short["offset_mapping"], rendered.spans)
-    chosen = position_of[[index for index in found if int(short_ids[index]) not in special]]
-    return chosen[chosen >= 0], tuple(short["input_ids"])
+    return places, kept
+
+
+def _with_users_texts(
+    config: Any, processor: Any, inputs: Mapping[str, Tensor], rendered: RenderedPrompt, tokens: Tokenised
+) -> dict[str, Tensor]:
+    """Put the tokens of a chat in place of those of the same chat without its users' texts, placeholders expanded."""
+    old_ids = inputs["input_ids"][0]
+    text, _ = masked(rendered.text, rendered.spans)
+    masked_ids = processor.tokenizer(text, add_special_tokens=rendered.add_special_tokens)["input_ids"]
+    places, _ = _text_places(config, processor, old_ids, torch.tensor(masked_ids, dtype=torch.int64))
+    new_ids = torch.tensor(tokens.ids, dtype=torch.int64)
+    old_runs, new_runs = (_runs(visual_mask(config, ids)) for ids in (old_ids, new_ids))
+    if len(old_runs) != len(new_runs) or not places.numel():
+        raise ModelNotSupportedError(
+            f"processor: expected {len(new_runs)} runs of placeholders from {type(processor).__name__}, got "
+            f"{len(old_runs)}: the prompt's words cannot be located"
+        )
+    # Positions (P,) of the old sequence whose values the new one's have; any text's for text.
+    source: list[int] = []
+    ids: list[int] = []
+    place = 0
+    for (first, last), (start, stop) in zip(old_runs, new_runs, strict=True):
+        source += [int(places[0])] * (start - place) + list(range(first, last))
+        ids += new_ids[place:start].tolist() + old_ids[first:last].tolist()
+        place = stop
+    source += [int(places[0])] * (len(new_ids) - place)
+    ids += new_ids[place:].tolist()
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if value.ndim != 2 or value.shape != inputs["input_ids"].shape:
+            continue
+        if name != "input_ids" and bool((value[0, places] != value[0, places[0]]).any()):
+            raise ModelNotSupportedError(
+                f"processor: expected {name} (1, P) of {type(processor).__name__} to be the same for all text, got "
+                "several values: control tokens in the prompt cannot be kept as text"
+            )
+        found[name] = value[:, source]
+    found["input_ids"] = torch.tensor([ids], dtype=inputs["input_ids"].dtype)
+    return found
+
+
+def _runs(mask: Tensor) -> list[tuple[int, int]]:
+    """List where the runs of a mask (P,) start and end."""
+    runs: list[tuple[int, int]] = []
+    for place in torch.nonzero(mask).flatten().tolist():
+        if runs and runs[-1][1] == place:
+            runs[-1] = (runs[-1][0], place + 1)
+        else:
+            runs.append((place, place + 1))
+    return runs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -265,23 +265,42 @@ def _decoders(tokenizer: Any) -> set[str]:
 
 
 class _Utf8:
-    """Which bytes of a growing sequence make which characters; each longest start of none makes one U+FFFD."""
+    """Decode bytes as they come; each longest beginning of a character that has no end makes one U+FFFD."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
+        self._missing = 0
+        self._next = (0x80, 0xBF)  # the least and the greatest byte that may follow
 
     @property
     def waits(self) -> bool:
         """Whether the last bytes are the beginning of a character."""
-        return bool(self._decoder.getstate()[0])
-
-    def copy(self) -> _Utf8:
-        other = _Utf8()
-        other._decoder.setstate(self._decoder.getstate())
-        return other
+        return bool(self._held)
 
     def append(self, data: bytes) -> str:
-        return self._decoder.decode(data)
+        return "".join(map(self._append, data))
+
+    def _append(self, byte: int) -> str:
+        broken = ""
+        if self._held:
+            if self._next[0] <= byte <= self._next[1]:
+                self._held += bytes([byte])
+                self._missing -= 1
+                self._next = (0x80, 0xBF)
+                return "" if self._missing else self._take()
+            self._held, broken = b"", _REPLACEMENT
+        if byte < 0x80:
+            return broken + chr(byte)
+        if not 0xC2 <= byte <= 0xF4:
+            return broken + _REPLACEMENT
+        self._held, self._missing = bytes([byte]), 1 + (byte >= 0xE0) + (byte >= 0xF0)
+        # Longer spellings than needed, surrogates, and what is beyond the last character.
+        self._next = ({0xE0: 0xA0, 0xF0: 0x90}.get(byte, 0x80), {0xED: 0x9F, 0xF4: 0x8F}.get(byte, 0xBF))
+        return broken
+
+    def _take(self) -> str:
+        character, self._held = self._held.decode("utf-8"), b""
+        return character
 
 
 def _ranges(tokens: Sequence[bytes], together: bool) -> tuple[list[tuple[int, int]], int]:
@@ -389,7 +408,7 @@ class TextDecoder:
         if token_id in self._special or name is None:
             return self._silent(token_id, name)
         data = self._bytes(name)
-        return self._piece(token_id, data, self._extended(token_id), self._utf8.copy())
+        return self._piece(token_id, data, self._extended(token_id), copy(self._utf8))
 
     def _silent(self, token_id: int, name: str | None) -> str:
         """Name a token that adds nothing to the text; one beyond the vocabulary has no name."""
@@ -424,7 +443,7 @@ class TextDecoder:
         if not self._goes_on(data):
             self._settle()
         grown = self._extended(token_id)
-        piece = self._piece(token_id, data, grown, self._utf8.copy())
+        piece = self._piece(token_id, data, grown, copy(self._utf8))
         self._utf8.append(data)
         self._run.append((index, token_id, data))
         self._grown = grown
@@ -461,14 +480,13 @@ class TextDecoder:
             return
         ranges, count = _ranges([data for _, _, data in self._run], self._fallback)
         shift = end - start - count  # a leading space that decoding drops
-        silent = start
-        places = iter(ranges)
-        members = {index for index, _, _ in self._run}
-        for index in range(self._run[0][0], len(self.offsets)):
-            if index in members:
-                first, last = next(places)
-                self.offsets[index] = (start + max(first + shift, 0), start + max(last + shift, 0))
-                silent = self.offsets[index][1]
+        places = dict(zip((index for index, _, _ in self._run), ranges, strict=True))
+        silent = end
+        for index in range(len(self.offsets) - 1, self._run[0][0] - 1, -1):
+            if index in places:
+                first, last = (start + max(place + shift, 0) for place in places[index])
+                self.offsets[index] = (first, last)
+                silent = first
             else:
                 self.offsets[index] = (silent, silent)
 

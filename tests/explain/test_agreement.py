@@ -15,7 +15,7 @@ import tam_fast
 from tam_fast import Explainer, ModelNotSupportedError
 
 
-@pytest.fixture(params=["qwen2", "llava"])
+@pytest.fixture(params=["qwen2", pytest.param("llava", marks=pytest.mark.long)])
 def made(request):
     return make(request.param)
 
