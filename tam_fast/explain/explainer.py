@@ -17,6 +17,7 @@ from tam_fast.maps.tokens import Compat
 from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
+from tam_fast.models.text import SpecialTokens, check_special_tokens
 from tam_fast.models.wrappers import input_device, unwrap
 
 __all__ = ["Explainer"]
@@ -72,6 +73,7 @@ class Explainer:
         compat: Compat = None,
         kernel_size: int = 3,
         max_new_tokens: int | None = None,
+        special_tokens: SpecialTokens = "text",
         **generate_kwargs: Any,
     ) -> Explanation:
         """Explain an answer to a prompt about images: the model's own, or a given one.
@@ -94,6 +96,9 @@ class Explainer:
         max_new_tokens : int, optional
             Length limit of a generated answer. Default: what `generate_kwargs` or the model's generation configuration
             say, else 128.
+        special_tokens : "text" or "obey"
+            What control tokens such as ``<|im_end|>`` are that are typed in `prompt` or `answer`: text like any other, or
+            (``"obey"``) control tokens.
         **generate_kwargs
             Passed on to ``model.generate``; none with `answer`.
 
@@ -121,10 +126,11 @@ class Explainer:
         started = time.perf_counter()
         # All that can be refused is, before anything is read or run.
         kernel_size = check_options(compat, kernel_size)
+        check_special_tokens(special_tokens)
         arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
         if answer is not None and generate_kwargs:
             raise ValueError(f"generate_kwargs: expected none with answer=, got {', '.join(generate_kwargs)}")
-        job = self._prepare(images, prompt, kernel_size)
+        job = self._prepare(images, prompt, kernel_size, special_tokens)
         job.elapsed["prepare"] = time.perf_counter() - started
         began = time.perf_counter()
         if answer is None:
@@ -132,7 +138,7 @@ class Explainer:
             job.elapsed["generate"] = time.perf_counter() - began
         else:
             job.source = "given"
-            ids, hidden, candidates = force(job, answer_ids(job, answer))
+            ids, hidden, candidates = force(job, answer_ids(job, answer, special_tokens))
             job.elapsed["forward"] = time.perf_counter() - began
         began = time.perf_counter()
         with torch.no_grad():
@@ -152,6 +158,7 @@ class Explainer:
         *,
         kernel_size: int = 3,
         max_new_tokens: int | None = None,
+        special_tokens: SpecialTokens = "text",
         **generate_kwargs: Any,
     ) -> ExplanationStream:
         """Generate an answer and explain each token as soon as it is there.
@@ -164,7 +171,7 @@ class Explainer:
 
         Parameters
         ----------
-        images, prompt, kernel_size, max_new_tokens, **generate_kwargs
+        images, prompt, kernel_size, max_new_tokens, special_tokens, **generate_kwargs
             As in :meth:`explain`.
 
         Returns
@@ -181,19 +188,26 @@ class Explainer:
         """
         started = time.perf_counter()
         kernel_size = check_options(None, kernel_size)
+        check_special_tokens(special_tokens)
         arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
-        job = self._prepare(images, prompt, kernel_size)
+        job = self._prepare(images, prompt, kernel_size, special_tokens)
         job.elapsed["prepare"] = time.perf_counter() - started
         return ExplanationStream(job, arguments)
 
-    def _prepare(self, images: ImageLike | Sequence[ImageLike], prompt: str, kernel_size: int) -> Job:
+    def _prepare(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        prompt: str,
+        kernel_size: int,
+        special_tokens: SpecialTokens = "text",
+    ) -> Job:
         if self.model.training:
             raise ValueError(
                 "model: expected evaluation mode, got training mode, in which dropout makes states random: "
                 "call model.eval()"
             )
         pictures = load_images(images)
-        inputs = prepare_inputs(self.model, self.processor, pictures, prompt)
+        inputs = prepare_inputs(self.model, self.processor, pictures, prompt, special_tokens)
         return Job(self.model, self.processor, self._head(), pictures, prompt, inputs, kernel_size)
 
     def _head(self) -> Head:

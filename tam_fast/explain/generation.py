@@ -222,9 +222,7 @@ def _tokenise(job: Job, answer: str, special_tokens: SpecialTokens) -> list[int]
     if whole[: len(before)] == before:
         return list(whole[len(before) :])
     # The answer's first characters would join the prompt's last token, which generation cannot do either.
-    alone = tokenise(
-        tokenizer, answer, [(0, len(answer))], add_special_tokens=False, special_tokens=special_tokens
-    ).ids
+    alone = tokenise(tokenizer, answer, [(0, len(answer))], add_special_tokens=False, special_tokens=special_tokens).ids
     return list(alone)
 
 

@@ -28,7 +28,7 @@ SpecialTokens: TypeAlias = Literal["text", "obey"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are no whole character (yet)
 _WINDOW = 32
-_PRIVATE = range(0xE000, 0xF900)  # characters that stand for nothing
+_PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # characters that stand for nothing
 _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 
 
@@ -377,7 +377,15 @@ class TextDecoder:
         self._utf8 = _Utf8()
         self.text = ""
         self.pieces: list[str] = []
-        self.offsets: list[tuple[int, int]] = []
+        self._offsets: list[tuple[int, int]] = []
+        self._start = 0  # where the run's text begins
+        self._shared = True  # whether the run's tokens have their offsets
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Each token's characters in `text`."""
+        self._share()
+        return self._offsets
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -433,11 +441,11 @@ class TextDecoder:
 
     def append(self, token_id: int) -> str:
         """Add the next token; return its piece."""
-        index, end = len(self.offsets), len(self.text)
+        index, end = len(self._offsets), len(self.text)
         name = self._name(token_id)
         if token_id in self._special or name is None:
             self.pieces.append(self._silent(token_id, name))
-            self.offsets.append((end, end))
+            self._offsets.append((end, end))
             return self.pieces[-1]
         data = self._bytes(name)
         if not self._goes_on(data):
@@ -448,15 +456,16 @@ class TextDecoder:
         self._run.append((index, token_id, data))
         self._grown = grown
         common = _common(self._shown, grown)
-        start = self._base + common
-        self.text = self.text[:start] + grown[common:]
+        self._start = self._base + common
+        self.text = self.text[: self._start] + grown[common:]
         self.pieces.append(piece)
-        self.offsets.append((start, start))
-        self._share(start, len(self.text))
+        self._offsets.append((self._start, self._start))
+        self._shared = False
         return piece
 
     def _settle(self) -> None:
         """Take the run into the window: what follows does not change its text."""
+        self._share()
         self._window += [token_id for _, token_id, _ in self._run]
         self._run.clear()
         self._shown = self._grown
@@ -467,28 +476,32 @@ class TextDecoder:
         self._grown = self._shown
         self._utf8 = _Utf8()
 
-    def _share(self, start: int, end: int) -> None:
-        """Give the tokens of the run their characters of the text from `start` to `end`."""
+    def _share(self) -> None:
+        """Give the tokens of the run their characters of the text."""
+        if self._shared:
+            return
+        self._shared = True
+        start, end, first_index = self._start, len(self.text), self._run[0][0]
         # Text that a decoder changes afterwards: the tokens before keep what is left of theirs.
-        for index in range(self._run[0][0] - 1, -1, -1):
-            first, last = self.offsets[index]
+        for index in range(first_index - 1, -1, -1):
+            first, last = self._offsets[index]
             if last <= start:
                 break
-            self.offsets[index] = (min(first, start), min(last, start))
-        if not self._run[0][2]:
-            self.offsets[self._run[-1][0]] = (start, end)
-            return
-        ranges, count = _ranges([data for _, _, data in self._run], self._fallback)
+            self._offsets[index] = (min(first, start), min(last, start))
+        if self._run[0][2]:
+            ranges, count = _ranges([data for _, _, data in self._run], self._fallback)
+        else:
+            ranges, count = [(0, end - start)], end - start
         shift = end - start - count  # a leading space that decoding drops
         places = dict(zip((index for index, _, _ in self._run), ranges, strict=True))
         silent = end
-        for index in range(len(self.offsets) - 1, self._run[0][0] - 1, -1):
+        for index in range(len(self._offsets) - 1, first_index - 1, -1):
             if index in places:
                 first, last = (start + max(place + shift, 0) for place in places[index])
-                self.offsets[index] = (first, last)
+                self._offsets[index] = (first, last)
                 silent = first
             else:
-                self.offsets[index] = (silent, silent)
+                self._offsets[index] = (silent, silent)
 
 
 def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:

@@ -7,6 +7,9 @@ import torch
 from conftest_models import PROMPT, hooks, picture
 from explainers import GREEDY, SAME_MODEL, STEPS, assert_same
 
+from tam_fast.explain.generation import answer_ids
+from tam_fast.models.text import TextDecoder, control_tokens, special_token_ids
+
 
 @pytest.fixture
 def ends(qwen):
@@ -152,12 +155,47 @@ def test_a_cache_switched_off_for_training_is_switched_on(qwen):
         (object(), TypeError, "string or token ids"),
         ([1, 10**6], ValueError, "answer: expected token ids from 0 to"),
         ([1, -1], ValueError, "answer: expected token ids from 0 to"),
-        ("a <|image_pad|> b", ValueError, "placeholder"),
+        ("a \ud800", ValueError, r"answer: expected text .* lone surrogate '\\ud800' at character 2"),
     ],
 )
 def test_answers_that_are_refused(qwen, answer, error, message):
     with pytest.raises(error, match=message):
         qwen.explain(picture(), PROMPT, answer=answer)
+
+
+def test_a_placeholders_id_in_an_answer_is_refused(qwen):
+    with pytest.raises(ValueError, match="placeholder"):
+        qwen.explain(picture(), PROMPT, answer=[1, qwen.processor.image_token_id, 2])
+
+
+@pytest.mark.parametrize("answer", ["x {} y", "{}", "A dog.{}", "{}{} a", "\n{} 你", "\ufffd {}\ufffd\ufffd"])
+@pytest.mark.parametrize("prompt", [PROMPT, "What</s><|im_end|>?"])
+def test_control_tokens_in_a_given_answer_are_text(explainer, prompt, answer):
+    """An end mark in the middle of it, or at its end, included."""
+    tokenizer = explainer.processor.tokenizer
+    for token in control_tokens(tokenizer).values():
+        given = answer.replace("{}", token)
+        job = explainer._prepare(picture(), prompt, 1)
+        ids = answer_ids(job, given)
+        assert not special_token_ids(tokenizer).intersection(ids)
+        decoder = TextDecoder(tokenizer)
+        for token_id in ids:
+            decoder.append(token_id)
+        assert decoder.text == tokenizer.decode(ids) == given
+    e = explainer.explain(picture(), prompt, answer=given)
+    assert e.text == given
+
+
+def test_control_tokens_in_a_given_answer_can_be_obeyed(qwen):
+    job = qwen._prepare(picture(), PROMPT, 1)
+    end = qwen.processor.tokenizer.eos_token_id
+    middle = answer_ids(job, "a <|im_end|> b<|im_end|>", "obey")
+    assert middle.count(end) == 1, "the last one is the answer's end"
+    assert middle[-1] != end
+    with pytest.raises(ValueError, match="placeholder"):
+        answer_ids(job, "a <|image_pad|> b", "obey")
+    with pytest.raises(ValueError, match="special_tokens: expected"):
+        answer_ids(job, "a", "no")
 
 
 def test_without_a_cache_the_answer_is_passed_over_once_more(qwen):
@@ -166,3 +204,21 @@ def test_without_a_cache_the_answer_is_passed_over_once_more(qwen):
     assert (plain.source, e.source) == ("generated", "teacher_forced")
     assert e.token_ids == plain.token_ids
     torch.testing.assert_close(e.maps.maps, plain.maps.maps, atol=2e-5, rtol=0)
+
+
+def test_control_tokens_are_obeyed_if_they_are_meant(qwen):
+    typed = "one <|im_end|> two"
+    ids = {}
+    for way in ("text", "obey"):
+        e = qwen.explain(picture(), typed, special_tokens=way, **GREEDY)
+        ids[way] = e.maps.context_ids.tolist()
+        told = qwen.explain(picture(), PROMPT, answer="x <|im_end|> y", special_tokens=way)
+        end = qwen.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert (end in told.token_ids) == (way == "obey")
+        stream = qwen.stream(picture(), typed, special_tokens=way, **GREEDY)
+        list(stream)
+        assert stream.explanation.token_ids == e.token_ids
+    assert ids["text"] != ids["obey"]
+    for ask in (qwen.explain, qwen.stream):
+        with pytest.raises(ValueError, match="special_tokens: expected 'text' or 'obey', got 'both'"):
+            ask(picture(), PROMPT, special_tokens="both")
