@@ -17,7 +17,7 @@ from tam_fast.maps.tokens import Compat
 from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
-from tam_fast.models.text import SpecialTokens, check_special_tokens
+from tam_fast.models.typed import SpecialTokens, check_special_tokens
 from tam_fast.models.wrappers import input_device, unwrap
 
 __all__ = ["Explainer"]
@@ -97,8 +97,8 @@ class Explainer:
             Length limit of a generated answer. Default: what `generate_kwargs` or the model's generation configuration
             say, else 128.
         special_tokens : "text" or "obey"
-            What control tokens such as ``<|im_end|>`` are that are typed in `prompt` or `answer`: text like any other, or
-            (``"obey"``) control tokens.
+            What control tokens are that are typed in `prompt` or `answer`, ``<|im_end|>`` for one: text like any other,
+            or (``"obey"``) control tokens.
         **generate_kwargs
             Passed on to ``model.generate``; none with `answer`.
 

@@ -15,7 +15,7 @@ from tam_fast.models.capture import CapturedCandidates, capture
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts import visual_mask
 from tam_fast.models.recording import MISMATCH, Points, Recording, record, verify
-from tam_fast.models.text import SpecialTokens, check_special_tokens, check_text, tokenise
+from tam_fast.models.typed import SpecialTokens, check_special_tokens, check_text, tokenise
 from tam_fast.models.wrappers import uncompiled
 
 __all__ = ["Answer", "answer_ids", "end_ids", "force", "generate", "generate_arguments"]

@@ -17,15 +17,8 @@ from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import Family, family_of
 from tam_fast.models.images import ImageLike, check_sizes, load_images
 from tam_fast.models.layouts import VisualInput, visual_mask
-from tam_fast.models.text import (
-    SpecialTokens,
-    Tokenised,
-    check_special_tokens,
-    check_text,
-    masked,
-    special_token_ids,
-    tokenise,
-)
+from tam_fast.models.text import special_token_ids
+from tam_fast.models.typed import SpecialTokens, Tokenised, check_special_tokens, check_text, masked, tokenise
 
 __all__ = ["ImageLike", "PromptInputs", "RenderedPrompt", "load_images", "prepare_inputs", "render_prompt"]
 
@@ -205,7 +198,7 @@ def prepare_inputs(
     neighbours, so that the other tokens are those of the expanded prompt, in order, which is checked.
 
     Control tokens and placeholders that the user typed are text, as any other: see
-    :func:`tam_fast.models.text.tokenise`. Where there are such, the processor is given the chat with a character in
+    :func:`tam_fast.models.typed.tokenise`. Where there are such, the processor is given the chat with a character in
     place of the user's text, and the text's tokens are put in afterwards.
 
     Parameters

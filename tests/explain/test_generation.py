@@ -8,7 +8,8 @@ from conftest_models import PROMPT, hooks, picture
 from explainers import GREEDY, SAME_MODEL, STEPS, assert_same
 
 from tam_fast.explain.generation import answer_ids
-from tam_fast.models.text import TextDecoder, control_tokens, special_token_ids
+from tam_fast.models.text import TextDecoder, special_token_ids
+from tam_fast.models.typed import control_tokens
 
 
 @pytest.fixture

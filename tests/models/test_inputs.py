@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from conftest_models import PROMPT, QWEN_TEMPLATE, picture, prompt_text, qwen_processor
+from conftest_models import PROMPT, QWEN_TEMPLATE, llava_processor, picture, prompt_text, qwen_processor
 from PIL import Image
 
 from tam_fast.models import ModelNotSupportedError
 from tam_fast.models.families import FAMILIES
 from tam_fast.models.inputs import load_images, prepare_inputs, render_prompt
+from tam_fast.models.processors import load_processor
 from tam_fast.models.text import special_token_ids
+from tam_fast.models.typed import control_tokens
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,27 @@ def test_control_tokens_in_a_prompt_are_text(qwen, llava, prompt, images):
         if "mm_token_type_ids" in found.inputs:
             visual = torch.cat([grid.positions for grid in found.layout.grids])
             assert torch.nonzero(found.inputs["mm_token_type_ids"][0]).flatten().tolist() == sorted(visual.tolist())
+
+
+def test_every_control_token_of_real_processors_is_text_in_a_prompt(shared_data):
+    from transformers import AutoTokenizer
+
+    folder = shared_data / "processors"
+    qwen = load_processor(folder / "qwen2vl")
+    llava = llava_processor(AutoTokenizer.from_pretrained(folder / "llava15_tokenizer"), size=336)
+    visions = {"spatial_merge_size": 2}, {"model_type": "clip_vision_model", "patch_size": 14}
+    for processor, name, vision in zip((qwen, llava), ("qwen2_vl", "llava"), visions, strict=True):
+        config = SimpleNamespace(
+            model_type=name, image_token_id=processor.image_token_id, vision_config=SimpleNamespace(**vision)
+        )
+        controls = control_tokens(processor.tokenizer)
+        counts = set()
+        for token in ("x", *controls.values()):
+            prompt = f"a {token} b\n{token}"
+            found = prepare_inputs(SimpleNamespace(config=config), processor, [picture()], prompt)
+            assert prompt_text(found, processor).strip() == prompt
+            counts.add(sum(int(token_id) in controls for token_id in found.input_ids))
+        assert len(counts) == 1, "only the template's"
 
 
 @pytest.mark.parametrize("prompt", ["What <b>is</b> it?", "a < b | c > d", "naïve — 你好 🙂", "  two  spaces "])

@@ -10,16 +10,8 @@ import torch
 from conftest_models import TEXTS, byte_tokenizer, piece_tokenizer
 
 from tam_fast.demo import load_demo
-from tam_fast.models.text import (
-    TextDecoder,
-    check_text,
-    control_tokens,
-    masked,
-    special_token_ids,
-    token_pieces,
-    tokenise,
-    tokens_in_spans,
-)
+from tam_fast.models.text import TextDecoder, special_token_ids, token_pieces
+from tam_fast.models.typed import check_text, control_tokens, masked, tokenise, tokens_in_spans
 
 
 def unigram_tokenizer(scheme="first"):
