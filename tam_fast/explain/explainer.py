@@ -38,14 +38,16 @@ class Explainer:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Qwen2-VL, Qwen2.5-VL or LLaVA-1.5, in evaluation mode.
+        Qwen2-VL, Qwen2.5-VL or LLaVA-1.5, in evaluation mode; also compiled, in DataParallel, with PEFT's adapters,
+        quantised or offloaded. What is explained is the model inside, as it is adapted.
     processor : transformers.ProcessorMixin
         Of that model; see :func:`tam_fast.load_processor`.
 
     Raises
     ------
     ModelNotSupportedError
-        If the model type has no layout here, there is no classifier, or it is quantised; says what is missing.
+        If the model type has no layout here, there is no classifier whose rows can be read, or the model reads virtual
+        tokens; says what is missing.
     TypeError
         If `model` or `processor` are something else.
     """
@@ -116,10 +118,15 @@ class Explainer:
             If an argument is empty, of another type or not supported (more than one sequence, assisted decoding), the
             model is in training mode, the answer has no token before its end mark, or a needed state is NaN or Inf.
         ModelNotSupportedError
-            If processor and model do not fit together.
+            If processor and model do not fit together, or the logits that the model gave are not its classifier rows
+            times its final hidden states, neither in generation nor in a pass over the answer.
 
         Notes
         -----
+        At every step the rows of the three likeliest tokens and of the chosen one, times the state, are compared with
+        the model's logits. Where they differ, the states come from a pass over the finished answer, and ``source`` of
+        the explanation is ``"teacher_forced"``.
+
         Generation and a teacher-forced pass over the same tokens give the same maps up to the rounding of the model's
         arithmetic, which sums differently for one row and for many.
         """
@@ -184,7 +191,7 @@ class Explainer:
         ------
         ValueError, TypeError, FileNotFoundError, ModelNotSupportedError
             As :meth:`explain`; what the model raises comes out of the loop. A state that is NaN or Inf is found when a
-            map that needs it is read, or at the end of the loop.
+            map that needs it is read, or at the end of the loop, and so are logits that do not follow from the states.
         """
         started = time.perf_counter()
         kernel_size = check_options(None, kernel_size)

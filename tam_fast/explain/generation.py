@@ -149,7 +149,7 @@ def generate(job: Job, arguments: dict[str, Any]) -> tuple[list[int], Tensor, Ca
             return force(job, ids)
         except ModelNotSupportedError as error:
             raise ModelNotSupportedError(f"{error} (and while it generated: {why})") from error
-    return ids, recording.hidden[: prompt_length + len(ids) - 1], recording.candidates
+    return ids, recording.states.hidden[: prompt_length + len(ids) - 1], recording.candidates
 
 
 def _doubt(job: Job, recording: Recording, generated: Sequence[int], count: int) -> str:
@@ -159,8 +159,8 @@ def _doubt(job: Job, recording: Recording, generated: Sequence[int], count: int)
         return recording.trouble
     if len(recording) < count:
         return f"{len(recording)} steps of {count} were seen"
-    if recording.prefill_length != prompt_length:
-        return f"{recording.prefill_length} states were made of {prompt_length} positions of the prompt"
+    if recording.states.prefill_length != prompt_length:
+        return f"{recording.states.prefill_length} states were made of {prompt_length} positions of the prompt"
     if not recording.was_fed(generated):
         return "its steps were given other tokens than the answer's"
     return recording.verify(job.head)
@@ -241,7 +241,7 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
             job.model(**inputs, logits_to_keep=1, use_cache=False)
             if recording.trouble:
                 raise ModelNotSupportedError(f"model: {MISMATCH}: {recording.trouble}")
-            hidden = recording.hidden
+            hidden = recording.states.hidden
         else:
             with capture(job.model) as states:
                 job.model.base_model(**inputs, use_cache=False)

@@ -144,6 +144,7 @@ class _Mapper:
         self._channel = channel
         self._rows = channel.rows  # states (n, C) that have come and were not taken over
         self._stream: ActivationMapStream | None = None
+        self._device = torch.device("cpu")  # of the classifier, once there is a stream
         self._closed = False
         self._made: list[TokenMap] = []
         self._waiting: deque[tuple[int, weakref.ref[Step]]] = deque()
@@ -167,12 +168,12 @@ class _Mapper:
         with self._at_work():
             if self._error is not None:
                 raise self._error
-            self._verify(1)
+            ids = [*(token.token_id for token in self._made), *(token_id for token_id, _ in self._waiting)]
+            self._verify(1, ids)
             if self._made or not self._rows:
                 self._make()
                 return _gather(self._made, self._job.prompt)
             # Nobody has looked: to make them together is less work.
-            ids = [token_id for token_id, _ in self._waiting]
             hidden = torch.cat(list(self._rows))[: self._job.prompt.layout.answer_start + len(ids) - 1]
             maps = self._job.maps(ids, hidden)
             for index, (_, reference) in enumerate(self._waiting):
@@ -229,9 +230,14 @@ class _Mapper:
             if (step := reference()) is not None:
                 step._source = shown
 
-    def _verify(self, at_least: int) -> None:
+    def _verify(self, at_least: int, token_ids: Sequence[int] = ()) -> None:
         recording = self._channel.recording
-        why = "no step of the model was seen" if recording is None else recording.verify(self._job.head, at_least)
+        if recording is None:
+            why = "no step of the model was seen"
+        elif not recording.was_fed(token_ids):
+            why = "its steps were given other tokens than the answer's"
+        else:
+            why = recording.verify(self._job.head, at_least)
         if why:
             raise ModelNotSupportedError(
                 f"model: {MISMATCH}: {why}. Explainer.explain() takes the states from a pass over the finished answer "

@@ -20,7 +20,10 @@ from tam_fast.explanation.words import Candidate, Word, is_whole, split_words
 from tam_fast.maps.answer import TokenActivationMaps
 from tam_fast.maps.layout import Layout
 
-__all__ = ["Explanation", "Peak", "load"]
+__all__ = ["SOURCES", "Explanation", "Peak", "load"]
+
+SOURCES = ("generated", "teacher_forced", "given", "states")
+"""Where the states of an explanation can come from."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Explanation:
                 f"context_tokens: expected one for each of {shapes[1][1]} columns of the relevance, "
                 f"got {len(self.context_tokens)}"
             )
+        if self.source not in SOURCES:
+            raise ValueError(f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}")
         self.offsets = [(int(start), int(end)) for start, end in self.offsets]
         for token, (start, end) in enumerate(self.offsets):
             if not 0 <= start <= end <= len(self.text):

@@ -1,10 +1,9 @@
-"""Context-managed hooks that read a model while it runs: final hidden states, and the best candidates of each step."""
+"""What is read of a model while it runs: final hidden states, by a hook, and the best candidates of each step."""
 
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 _KEPT = 1 << 14  # bytes of logits that may wait to be looked at together
 
-__all__ = ["CapturedCandidates", "CapturedStates", "capture", "capture_candidates", "decoder_of", "states_of"]
+__all__ = ["CapturedCandidates", "CapturedStates", "capture", "decoder_of", "states_of"]
 
 
 class CapturedStates:
@@ -33,6 +32,34 @@ class CapturedStates:
     def __len__(self) -> int:
         return self._rows
 
+    def add(self, rows: Tensor, keep: bool = True) -> Tensor:
+        """Take the states (n, C) of a forward pass, the prompt's or one more step's; return what is kept of them.
+
+        The prefill's states are kept without a copy where the tensor is the whole of its storage, which is what final
+        norms return; rows of decode steps are copied, so that no larger buffer stays alive.
+
+        Raises
+        ------
+        ValueError
+            If the sequence does not grow by one row a step.
+        """
+        if not self._rows:
+            self.prefill_length = rows.shape[0]
+            if rows.untyped_storage().nbytes() != rows.numel() * rows.element_size():
+                rows = rows.clone()
+        elif rows.shape[0] != 1:
+            raise ValueError(
+                f"model: expected 1 new state a step after {self._rows}, got {rows.shape[0]}: capture needs a "
+                "key-value cache (use_cache=True), a prefill in one piece (prefill_chunk_size=None), no assisted "
+                "decoding, and one generate() in a `with` block"
+            )
+        else:
+            rows = rows.clone()
+        self._rows += rows.shape[0]
+        if keep:
+            self._chunks.append(rows)
+        return rows
+
     @property
     def hidden(self) -> Tensor:
         """States (S, C), in the model's dtype and on its device: the prefill's rows, then one a decode step.
@@ -44,8 +71,8 @@ class CapturedStates:
         """
         if not self._chunks:
             raise RuntimeError(
-                "hidden: expected states of a forward pass, got none: call the model inside the `with` block, in the "
-                "thread that entered it (a model compiled before then does not see the hook), and with keep=True"
+                "hidden: expected states of a forward pass that are kept, got none: call the model inside the `with` "
+                "block, in the thread that entered it (a model compiled before then does not see the hook)"
             )
         if len(self._chunks) > 1:
             # In place of the chunks, so that nothing is held twice from now on.
@@ -53,38 +80,7 @@ class CapturedStates:
         return self._chunks[0]
 
 
-class _Hook(ABC):
-    """A forward hook of one module, installed by ``with`` and released on exit, also on error."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._handle: Any = None
-        self._thread = 0
-
-    def _install(self) -> None:
-        if self._handle is not None:
-            raise RuntimeError("capture: expected to be entered once, got a second `with` while the first is open")
-        self._thread = threading.get_ident()
-        self._handle = self._module.register_forward_hook(self._forwarded)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _forwarded(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        # Another thread that uses the model meanwhile is none of our business.
-        if threading.get_ident() == self._thread:
-            self._read(output)
-
-    @abstractmethod
-    def _read(self, output: Any) -> None:
-        """Take what the module returned."""
-
-
-class capture(_Hook):
+class capture:
     """Record the final hidden states of a model while it generates.
 
     ::
@@ -101,10 +97,6 @@ class capture(_Hook):
     ----------
     model : transformers.PreTrainedModel
         Any model with a decoder; batch of one sequence.
-    on_states : callable, optional
-        Called with each new (n, C) chunk of states, in order: first the prefill's, then one row a step.
-    keep : bool
-        False keeps no states, for use with `on_states`.
 
     Raises
     ------
@@ -116,43 +108,35 @@ class capture(_Hook):
 
     Notes
     -----
-    The prefill's states are kept without a copy where the tensor is the whole of its storage, which is what final
-    norms return; rows of decode steps are copied, so that no larger buffer stays alive. Static caches work. Nothing is
-    synchronised.
+    Whoever calls the decoder in the thread is recorded: for ``generate``'s own steps alone, and proof of them, see
+    :mod:`tam_fast.models.recording`. Static caches work. Nothing is synchronised.
     """
 
-    def __init__(self, model: Any, *, on_states: Callable[[Tensor], None] | None = None, keep: bool = True) -> None:
-        super().__init__(decoder_of(model))
-        self._on_states = on_states
-        self._keep = keep
+    def __init__(self, model: Any) -> None:
+        self._decoder = decoder_of(model)
         self._states = CapturedStates()
+        self._handle: Any = None
+        self._thread = 0
 
     def __enter__(self) -> CapturedStates:
+        if self._handle is not None:
+            raise RuntimeError("capture: expected to be entered once, got a second `with` while the first is open")
         self._states = CapturedStates()
-        self._install()
+        self._thread = threading.get_ident()
+        self._handle = self._decoder.register_forward_hook(self._forwarded)
         return self._states
 
-    def _read(self, output: Any) -> None:
-        rows = states_of(output, self._module)
-        states = self._states
-        if not states._rows:
-            states.prefill_length = rows.shape[0]
-            # A view would keep the storage of something larger alive.
-            if rows.untyped_storage().nbytes() != rows.numel() * rows.element_size():
-                rows = rows.clone()
-        else:
-            if rows.shape[0] != 1:
-                raise ValueError(
-                    f"model: expected 1 new state a step after {states._rows}, got {rows.shape[0]}: capture needs a "
-                    "key-value cache (use_cache=True), a prefill in one piece (prefill_chunk_size=None), no assisted "
-                    "decoding, and one generate() in a `with` block"
-                )
-            rows = rows.clone()
-        states._rows += rows.shape[0]
-        if self._keep:
-            states._chunks.append(rows)
-        if self._on_states is not None:
-            self._on_states(rows)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _forwarded(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        # Another thread that uses the model meanwhile is none of our business.
+        if threading.get_ident() == self._thread:
+            self._states.add(states_of(output, self._decoder))
 
 
 def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
@@ -258,48 +242,3 @@ def _probabilities(logits: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor
     """Pair the ids (n, k) of every row (n, V) with their probabilities, row by row."""
     probabilities = logits.softmax(dim=-1, dtype=torch.float32).gather(-1, ids)
     return zip(ids.unbind(), probabilities.unbind(), strict=True)
-
-
-class capture_candidates(_Hook):
-    """Record the best candidates of each step while a model generates.
-
-    A forward hook on the model reads the logits that ``generate`` itself makes (of the last position only), before any
-    sampling transform; of each row only the best `count` values stay. Their probabilities are a softmax, in float32,
-    over the whole vocabulary.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-    count : int
-        Candidates a step.
-    into : CapturedCandidates, optional
-        Where to add them; a new object for each ``with`` if not given.
-
-    Raises
-    ------
-    TypeError
-        If `model` is no module, or (while it runs) returns no logits.
-    """
-
-    def __init__(self, model: Any, count: int = 3, *, into: CapturedCandidates | None = None) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        super().__init__(model)
-        self._count = count
-        self._into = into
-        self._candidates = CapturedCandidates()
-
-    def __enter__(self) -> CapturedCandidates:
-        self._candidates = CapturedCandidates() if self._into is None else self._into
-        self._install()
-        return self._candidates
-
-    def _read(self, output: Any) -> None:
-        logits = getattr(output, "logits", None)
-        if not isinstance(logits, Tensor) or logits.ndim != 3:
-            raise TypeError(
-                f"model: expected logits (1, n, V) of {type(self._module).__name__}, got {type(output).__name__}"
-            )
-        if logits.shape[:2] != (1, 1):
-            logits = logits[:1, -1:]
-        self._candidates.append_step(logits.detach() if logits.requires_grad else logits, self._count)

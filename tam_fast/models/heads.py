@@ -165,7 +165,7 @@ def _plain_weight(module: Any) -> Tensor | None:
 
 def _is_tied(module: Any, model: Any) -> bool:
     """Whether an adapter works on a weight that is the input embedding's, too."""
-    if not hasattr(module, "base_layer"):
+    if not hasattr(module, "base_layer") or _is_idle(module):
         return False
     while hasattr(module, "base_layer"):
         module = module.base_layer
@@ -232,12 +232,17 @@ def _rows(module: Any, token_ids: Tensor) -> Tensor | None:
     return None
 
 
+def _is_idle(module: Any) -> bool:
+    """Whether an adapter adds nothing to its layer: it is switched off, or merged into its weight."""
+    return bool(getattr(module, "disable_adapters", False) or getattr(module, "merged", False))
+
+
 def _adapted_rows(module: Any, token_ids: Tensor) -> Tensor | None:
     """Rows of a layer with LoRA adapters: the base's and B A, scaled, of each active one."""
     rows = _rows(module.base_layer, token_ids)
     if rows is None:
         return None
-    if getattr(module, "disable_adapters", False) or getattr(module, "merged", False):
+    if _is_idle(module):
         return rows
     if not hasattr(module, "lora_A"):
         return None  # another kind of adapter

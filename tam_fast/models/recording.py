@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tam_fast.models.capture import CapturedCandidates, decoder_of, states_of
+from tam_fast.models.capture import CapturedCandidates, CapturedStates, decoder_of, states_of
 from tam_fast.models.heads import Head
 
 __all__ = ["MISMATCH", "Points", "Recording", "record", "verify"]
@@ -96,20 +96,17 @@ class Recording:
 
     Attributes
     ----------
-    prefill_length : int
-        Rows of the first step: the prompt's positions. 0 before it.
+    states : CapturedStates
+    candidates : CapturedCandidates
     trouble : str
         Why the states cannot be those of one answer, '' as long as they can.
-    candidates : CapturedCandidates
     """
 
     def __init__(self, count: int, candidates: CapturedCandidates | None = None) -> None:
-        self.prefill_length = 0
         self.trouble = ""
+        self.states = CapturedStates()
         self.candidates = CapturedCandidates() if candidates is None else candidates
         self._count = count
-        self._chunks: list[Tensor] = []
-        self._rows = 0
         self._points: list[_Step] = []
         self._fed: list[Tensor] = []  # ids of the answer as the model was given them
         self._lock = threading.Lock()
@@ -118,34 +115,18 @@ class Recording:
     def __len__(self) -> int:
         return len(self._points)
 
-    @property
-    def hidden(self) -> Tensor:
-        """States (S, C), in the model's dtype and on its device: the prefill's rows, then one a step."""
-        if not self._chunks:
-            raise RuntimeError("hidden: expected states of a forward pass, got none")
-        if len(self._chunks) > 1:
-            # In place of the chunks, so that nothing is held twice from now on.
-            self._chunks = [torch.cat(self._chunks)]
-        return self._chunks[0]
-
     def take(self, rows: Tensor, scored: Tensor, logits: Tensor, fed: Any, keep: bool) -> Tensor | None:
         """Take one of ``generate``'s own steps; return its new rows (n, C), None if there is trouble."""
         if self.trouble:
             return None
-        if not self._rows:
-            self.prefill_length = rows.shape[0]
-            # A view would keep the storage of something larger alive.
-            if rows.untyped_storage().nbytes() != rows.numel() * rows.element_size():
-                rows = rows.clone()
-        elif rows.shape[0] != 1:
-            self.trouble = f"a step made {rows.shape[0]} states, not 1 (no key-value cache, or assisted decoding)"
+        is_prefill = not len(self.states)
+        try:
+            rows = self.states.add(rows, keep)
+        except ValueError as error:
+            self.trouble = str(error).removeprefix("model: ")
             return None
-        else:
-            rows = rows.clone()
+        if not is_prefill:
             self._feed(fed)
-        self._rows += rows.shape[0]
-        if keep:
-            self._chunks.append(rows)
         same = scored.data_ptr() == logits.data_ptr() and scored.dtype == logits.dtype
         step = _Step(rows[-1], scored if not same else logits, logits)
         if self.candidates.may_wait(logits):
@@ -271,11 +252,6 @@ class record:
         self._scored: Tensor | None = None
         self._fed: Any = None
 
-    @property
-    def recording(self) -> Recording:
-        """What was recorded."""
-        return self._recording
-
     def __enter__(self) -> Recording:
         self._thread = threading.get_ident()
         self._handles = [
@@ -398,8 +374,6 @@ def _caps(head: Head) -> list[float]:
 
 
 def _same_up_to_a_transform(points: Points, head: Head) -> str:
-    if points.scored is points.logits:
-        return ""
     scored, logits = points.scored.float().flatten(), points.logits.to(points.scored.device).float().flatten()
     finite = torch.isfinite(scored) & torch.isfinite(logits)
     scored, logits = scored[finite], logits[finite]

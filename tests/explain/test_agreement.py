@@ -100,7 +100,9 @@ def test_a_model_that_mixes_two_passes_itself_is_refused_or_passed_over(made):
 
     model.__class__ = Guided
     explainer = Explainer(model, processor)
-    with pytest.raises(ModelNotSupportedError, match=r"got 2 from Guided.*while it generated: a step made 2 states"):
+    with pytest.raises(
+        ModelNotSupportedError, match=r"got 2 from Guided.*while it generated: expected 1 new state a step"
+    ):
         explainer.explain(picture(), PROMPT, **GREEDY)
     stream = explainer.stream(picture(), PROMPT, **GREEDY)
     with pytest.raises(ModelNotSupportedError, match=r"Explainer.explain\(\) takes the states"):

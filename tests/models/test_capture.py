@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest_models import hooks, picture, qwen_model, qwen_processor
 
-from tam_fast.models.capture import capture, capture_candidates
+from tam_fast.models.capture import CapturedCandidates, capture
 
 STEPS = 5
 
@@ -71,32 +71,18 @@ def test_under_inference_mode_and_without_gradients(model, inputs):
     assert not states.hidden.requires_grad, "a kept graph would keep every layer"
 
 
-def test_chunks_are_handed_out_and_need_not_be_kept(model, inputs):
-    chunks = []
-    with capture(model, on_states=chunks.append, keep=False) as states:
-        generate(model, inputs)
-    prompt = inputs["input_ids"].shape[1]
-    assert [chunk.shape[0] for chunk in chunks] == [prompt] + [1] * (STEPS - 1)
-    assert len(states) == prompt + STEPS - 1
-    with pytest.raises(RuntimeError, match="keep=True"):
-        _ = states.hidden
-
-
 def test_hooks_are_released_on_error(model, inputs):
-    def fail(_):
+    with pytest.raises(KeyError, match="mine"), capture(model):
         raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"), capture(model, on_states=fail):
-        generate(model, inputs)
     assert hooks(model) == 0
 
 
 def test_calls_of_other_threads_are_not_recorded(model, inputs):
-    with capture(model) as states, capture_candidates(model) as candidates:
+    with capture(model) as states:
         thread = threading.Thread(target=generate, args=(model, inputs))
         thread.start()
         thread.join()
-    assert len(states) == len(candidates) == 0
+    assert len(states) == 0
     with pytest.raises(RuntimeError, match="thread"):
         _ = states.hidden
 
@@ -182,25 +168,6 @@ def test_decoder_without_final_states_is_refused(output):
 def test_no_decoder_is_refused():
     with pytest.raises(TypeError, match="get_decoder"):
         capture(torch.nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="Module"):
-        capture_candidates(object())
-    with pytest.raises(TypeError, match="logits"), capture_candidates(model := Fake()):
-        model((torch.zeros(3),))
-
-
-def test_candidates_are_the_models_own_probabilities(model, inputs):
-    with capture_candidates(model, 4) as candidates:
-        output = generate(
-            model, inputs, do_sample=True, temperature=2.0, output_logits=True, return_dict_in_generate=True
-        )
-    assert len(candidates) == STEPS
-    for step, logits in enumerate(output.logits):
-        probabilities = logits[0].double().softmax(0)
-        values, ids = probabilities.topk(4)
-        assert [token for token, _ in candidates[step]] == ids.tolist()
-        assert [p for _, p in candidates[step]] == pytest.approx(values.tolist(), rel=1e-5)
-    assert kept_bytes(candidates) == STEPS * 4 * (8 + 4), "a row of logits is kept alive"
-    assert hooks(model) == 0
 
 
 def kept_bytes(candidates):
@@ -212,17 +179,17 @@ def kept_bytes(candidates):
 @pytest.mark.parametrize("vocabulary", [30, 1500, 5000])
 def test_logits_wait_to_be_looked_at_together_but_few(vocabulary):
     """Read at once or at the end: the same bits; what waits never takes more than a few KiB."""
-    model = Fake()
     logits = torch.randn(40, 1, 1, vocabulary)
     logits[7] = logits[7].round()  # ties
-    with capture_candidates(model, 5) as late, capture_candidates(model, 5) as early:
-        for number, row in enumerate(logits):
+    late, early = CapturedCandidates(), CapturedCandidates()
+    for number, row in enumerate(logits):
+        for candidates in (late, early):
             given = row.clone()
-            model(SimpleNamespace(logits=given))
+            candidates.append_step(given, 5)
             given.zero_()  # a compiled step may write its outputs to the same place again
-            assert len(late) == len(early) == number + 1
-            assert kept_bytes(late) <= 40 * 5 * (8 + 4) + 2**14
-            assert len(early[number]) == 5
+        assert len(late) == len(early) == number + 1
+        assert kept_bytes(late) <= 40 * 5 * (8 + 4) + 2**14
+        assert len(early[number]) == 5
     assert [late[step] for step in range(40)] == [early[step] for step in range(40)]
     assert late[3] == late[-37]
     assert not late._rows
