@@ -168,8 +168,8 @@ def test_states_that_no_step_showed_come_from_a_pass_over_the_answer(made, monke
 # Wrappers ------------------------------------------------------------------------------------------
 
 
-QUICK_WRAPPERS = [("wrapped", False), ("decoder", True), ("parallel", False)]
-OTHER_WRAPPERS = [("wrapped", True), ("in place", False), ("in place", True), ("forward", False), ("forward", True)]
+QUICK_WRAPPERS = [("wrapped", False), ("in place", True), ("parallel", False)]
+OTHER_WRAPPERS = [("wrapped", True), ("in place", False), ("forward", False), ("forward", True), ("decoder", True)]
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,11 @@ def test_wrappers_change_nothing(how, warm):
         model.model.language_model = torch.compile(model.model.language_model, backend="eager")
     else:
         wrapped = torch.nn.DataParallel(model)
-    if warm and how != "parallel":
-        with torch.no_grad():
-            (wrapped if how == "wrapped" else model)(input_ids=torch.tensor([[1, 2, 3]]))
+    if warm:
+        # The very calls that are to be watched: their graphs know of no hooks.
+        job = Explainer(model, processor)._prepare(picture(), PROMPT, 3)
+        for _ in range(2):
+            wrapped.generate(**job.model_inputs(), **GREEDY)
     explainer = Explainer(wrapped, processor)
     assert_same(explainer.explain(picture(), PROMPT, **GREEDY), plain)
     stream = explainer.stream(picture(), PROMPT, **GREEDY)
