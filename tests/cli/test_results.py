@@ -191,6 +191,21 @@ def test_no_input_is_replaced_however_it_is_named(
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_link_that_was_named_stays_though_it_leads_nowhere(
+    explainer: FakeExplainer, tmp_path: Path, force: tuple[str, ...]
+) -> None:
+    link = tmp_path / "a.png"
+    link.symlink_to(tmp_path / "gone.png")
+    (tmp_path / "sub").mkdir()
+    save_image(tmp_path / "sub" / "a.png")
+    result = run("explain", link, tmp_path / "sub" / "a.png", "-o", tmp_path, *force)
+    assert result.exit_code == 3
+    assert "would replace an input" in result.stderr
+    assert link.is_symlink()
+    assert not link.exists()
+
+
 def test_a_model_s_files_are_inputs(explainer: FakeExplainer, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -257,3 +257,27 @@ def test_states_that_are_not_finite_are_named(qwen):
         with torch.no_grad():
             weight.copy_(kept)
     assert hooks(qwen.model) == 0
+
+
+def test_a_second_thread_is_told_instead_of_waiting_for_ever(qwen):
+    """While one thread waits for the model, another one that wants a step gets an error; the first goes on."""
+    stepping, go_on = threading.Event(), threading.Event()
+
+    def hold(*_):
+        stepping.set()
+        assert go_on.wait(20)
+
+    stream = qwen.stream(picture(), PROMPT, **GREEDY)
+    handle = qwen.model.lm_head.register_forward_hook(hold)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, stream)
+            assert stepping.wait(20)
+            with pytest.raises(RuntimeError, match="expected one thread at a time, got a second one"):
+                next(stream)
+            go_on.set()
+            assert first.result(20).index == 0
+    finally:
+        go_on.set()
+        handle.remove()
+    assert [step.index for step in stream] == list(range(1, STEPS))  # one thread after the other may
