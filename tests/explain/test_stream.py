@@ -269,15 +269,15 @@ def test_a_second_thread_is_told_instead_of_waiting_for_ever(qwen):
 
     stream = qwen.stream(picture(), PROMPT, **GREEDY)
     handle = qwen.model.lm_head.register_forward_hook(hold)
-    try:
-        with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
+        try:
             first = pool.submit(next, stream)
             assert stepping.wait(20)
             with pytest.raises(RuntimeError, match="expected one thread at a time, got a second one"):
-                next(stream)
+                pool.submit(next, stream).result(5)
             go_on.set()
             assert first.result(20).index == 0
-    finally:
-        go_on.set()
-        handle.remove()
+        finally:
+            go_on.set()
+            handle.remove()
     assert [step.index for step in stream] == list(range(1, STEPS))  # one thread after the other may
