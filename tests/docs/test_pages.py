@@ -90,11 +90,13 @@ def test_every_page_can_be_found(page: Path) -> None:
     assert f"]({page.name})" in read("docs/README.md")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name)
 def test_files_that_are_named_are_there(page: Path) -> None:
     for code in inline_code(page):
         if re.fullmatch(r"(bench|csrc|docs|tam_fast|tests)/[\w/.-]+\.\w+", code):
             assert (ROOT / code).is_file(), code
+        elif re.fullmatch(r"[a-z]+/[\w/]*\w\.py", code) and (ROOT / "tam_fast" / code.partition("/")[0]).is_dir():
+            assert (ROOT / "tam_fast" / code).is_file(), f"{code}, in tam_fast/"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
