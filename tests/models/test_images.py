@@ -15,7 +15,8 @@ import torch
 from conftest_models import PROMPT, llava_processor, qwen_model, qwen_processor
 from PIL import Image, ImageCms, features
 
-from tam_fast.models.images import check_sizes, load_images, read_head, read_image, to_rgb
+from tam_fast.models.colours import to_rgb
+from tam_fast.models.images import check_sizes, load_images, read_head, read_image
 from tam_fast.models.inputs import load_images as same_load_images
 from tam_fast.models.inputs import prepare_inputs
 
