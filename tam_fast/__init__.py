@@ -30,6 +30,7 @@ _HOMES = {
     "activation_maps": "maps.answer",
     "backend_info": "backends.selection",
     "estimated_causal_inference": "operators",
+    "layout_of": "models.geometry",
     "least_squares_scale": "operators",
     "load": "explanation",
     "load_demo": "demo",

@@ -11,6 +11,7 @@ from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.layout import Grid, Layout
 from tam_fast.maps.stream import ActivationMapStream, TokenMap
 from tam_fast.models import ModelNotSupportedError
+from tam_fast.models.geometry import layout_of
 from tam_fast.models.processors import load_processor
 from tam_fast.operators import estimated_causal_inference, least_squares_scale, rank_gaussian_filter, token_scores
 
@@ -33,6 +34,7 @@ __all__ = [
     "estimated_causal_inference",
     "explain",
     "explanation",
+    "layout_of",
     "least_squares_scale",
     "load",
     "load_demo",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,9 +26,6 @@ __all__ = ["CANDIDATES", "Job", "Writer"]
 CANDIDATES = 3
 """How many of a step's likeliest tokens are kept."""
 
-# Values that per-position inputs have at the answer's positions: text, attended to.
-_ANSWER_VALUES: Mapping[str, int] = MappingProxyType({"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0})
-
 
 @dataclass(eq=False)
 class Job:
@@ -45,17 +41,20 @@ class Job:
     elapsed: dict[str, float] = field(default_factory=dict)
     source: str = "generated"
 
-    def model_inputs(self, answer: Sequence[int] = ()) -> dict[str, Tensor]:
-        """Return what the model takes, on its device; with an answer's tokens behind the prompt's."""
+    def model_inputs(self, answer: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what the model takes, on its device and in its dtype; with an answer's tokens behind the prompt's."""
         inputs = dict(self.prompt.inputs)
         if answer:
             tail = torch.tensor([list(answer)])
+            shape = inputs["input_ids"].shape
             inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
-            for name, value in _ANSWER_VALUES.items():
-                if name in inputs:
-                    inputs[name] = torch.cat([inputs[name], torch.full_like(tail, value, dtype=inputs[name].dtype)], 1)
+            for name, value in inputs.items():
+                if _is_per_position(name) and isinstance(value, Tensor) and value.shape == shape:
+                    # Text, attended to.
+                    at = self.prompt.family.answer_values.get(name, int(name.endswith("attention_mask")))
+                    inputs[name] = torch.cat([value, torch.full_like(tail, at, dtype=value.dtype)], 1)
         device = input_device(self.model)
-        return {name: value.to(device) for name, value in inputs.items()}
+        return {name: _moved(value, device, self.model.dtype) for name, value in inputs.items()}
 
     def maps(self, ids: Sequence[int], hidden: Tensor, compat: Compat = None) -> TokenActivationMaps:
         """Make the maps of an answer (T,) from its states (P + T - 1, C), on the CPU."""
@@ -104,6 +103,18 @@ class Job:
             elapsed=self.elapsed,
             source=self.source,
         )
+
+
+def _is_per_position(name: str) -> bool:
+    """Whether an input has a value for each position of the sequence."""
+    return name.endswith(("attention_mask", "token_type_ids")) and not name.startswith(("pixel", "image", "video"))
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Bring an input to a device, floating point to the model's dtype; what is no tensor stays as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
 def _model_name(model: Any) -> str:

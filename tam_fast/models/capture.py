@@ -163,12 +163,19 @@ def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
 
 
 def decoder_of(model: Any) -> torch.nn.Module:
-    """Find the text decoder of a model, which ends in the final norm."""
+    """Find the text decoder of a model, which ends in the final norm.
+
+    Where ``get_decoder()`` gives a whole language model, with its classifier, the decoder is the one inside that.
+    """
     find = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else None
-    if not isinstance(decoder, torch.nn.Module):
-        raise TypeError(f"model: expected a transformers model with get_decoder(), got {type(model).__name__}")
-    return decoder
+    while isinstance(decoder, torch.nn.Module):
+        classifier = getattr(decoder, "get_output_embeddings", None)
+        inner = getattr(decoder, "base_model", None)
+        if not callable(classifier) or classifier() is None or inner is None or inner is decoder:
+            return decoder
+        decoder = inner
+    raise TypeError(f"model: expected a transformers model with get_decoder(), got {type(model).__name__}")
 
 
 class CapturedCandidates:

@@ -1,39 +1,28 @@
-"""Which layout a model type has: a table from ``config.model_type`` to :class:`Family`."""
+"""Which layout a model type has: a table from ``config.model_type`` to :class:`Family`, and what cannot have one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.layouts import GridBuilder, fixed_grids, native_grids
+from tam_fast.models.family import Family
+from tam_fast.models.layouts import (
+    anyres,
+    fixed,
+    generic,
+    marked,
+    native,
+    overview,
+    padded,
+    proportions,
+    rows,
+    tiles,
+)
+from tam_fast.models.layouts.source import token_id
 
-__all__ = ["FAMILIES", "Family", "family_of"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is particular about a family of models.
-
-    Attributes
-    ----------
-    title : str
-        Its name, for people.
-    grids : callable
-        Builds the grids of one input, see :mod:`tam_fast.models.layouts`.
-    chat_template : str or None
-        The documented prompt as a Jinja template, for processors that come without one.
-    answer_prefix : str
-        What stands between the prompt and the first word of an answer: ``" "`` where the prompt ends in a colon.
-    """
-
-    title: str
-    grids: GridBuilder
-    chat_template: str | None = None
-    answer_prefix: str = ""
-
+__all__ = ["FAMILIES", "IMPOSSIBLE", "UNBUILT", "Family", "family_of", "register", "registered"]
 
 # "USER: <image>\nQuestion ASSISTANT: Answer</s>", the prompt of LLaVA-1.5's model card; images of a turn come first.
 _LLAVA_TEMPLATE = (
@@ -50,88 +39,335 @@ _LLAVA_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-_QWEN_VL = Family("Qwen2-VL", native_grids)
+
+_NATIVE = "native grid"
+_PADDED = "padded native grid"
+_FIXED = "fixed grid"
+_PROPORTIONS = "proportions kept"
+_ROWS = "rows with break tokens"
+_ANYRES = "whole image first, then a canvas of tiles with newlines"
+_TILES = "tiles, the whole image last"
+_OVERVIEW = "whole image first, then tiles"
+
+
+def _family(
+    model_type: str, title: str, group: str, grids: Any, example: str, videos: bool = False, **more: Any
+) -> tuple[str, Family]:
+    return model_type, Family(title, group, grids, example, videos, **more)
+
+
+def _native(model_type: str, title: str, example: str, videos: bool = True, **more: Any) -> tuple[str, Family]:
+    return _family(model_type, title, _NATIVE, native.native_grids, example, videos, **more)
+
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "qwen2_vl": _QWEN_VL,
-        "qwen2_5_vl": _QWEN_VL,
-        "llava": Family("LLaVA-1.5", fixed_grids, _LLAVA_TEMPLATE, " "),
-    }
+    dict(
+        [
+            _native("qwen2_vl", "Qwen2-VL", "Qwen/Qwen2-VL-7B-Instruct"),
+            _native("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct"),
+            _native("qwen3_vl", "Qwen3-VL", "Qwen/Qwen3-VL-4B-Instruct"),
+            _native("qwen3_vl_moe", "Qwen3-VL MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+            _native("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B"),
+            _native("qwen3_5_moe", "Qwen3.5 MoE", "Qwen/Qwen3.5-35B-A3B"),
+            _native("qwen4_exp", "Qwen4", "Qwen/Qwen4-Exp"),
+            _native("exaone4_5", "EXAONE 4.5", "LGAI-EXAONE/EXAONE-4.5-33B"),
+            _native("hyperclovax_vision_v2", "HyperCLOVA X Vision", "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B"),
+            _native("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B"),
+            _native("ernie4_5_vl_moe", "ERNIE 4.5 VL", "baidu/ERNIE-4.5-VL-28B-A3B-PT"),
+            _native("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL"),
+            _native("cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct"),
+            _native("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge"),
+            _native("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano"),
+            _native("minimax_m3_vl", "MiniMax-M3", "MiniMaxAI/MiniMax-M3"),
+            _native("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B"),
+            _native("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking"),
+            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V"),
+            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V"),
+            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR"),
+            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking"),
+            _family(
+                "video_llama_3",
+                "Video-LLaMA 3",
+                _NATIVE,
+                native.video_llama3_grids,
+                "lkhl/VideoLLaMA3-2B-Image-HF",
+                True,
+            ),
+            _family(
+                "nemotron_h_omni",
+                "Nemotron-H Omni",
+                _NATIVE,
+                native.nemotron_grids,
+                "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
+            ),
+            _family("hunyuan_vl", "HunYuan-VL", _NATIVE, native.hunyuan_grids, "tencent/HunyuanOCR"),
+            _family("kimi_k25", "Kimi K2.5", _PADDED, padded.padded_grids, "moonshotai/Kimi-K2.6"),
+            _family("glm5_next", "GLM-5", _PADDED, padded.padded_grids, "zai-org/GLM-5.3-Flash"),
+            _family("inkling2", "Inkling 2", _PADDED, padded.inkling_grids, "thinkingmachines/Inkling-2-Small-MXFP8"),
+            _family(
+                "llava",
+                "LLaVA-1.5",
+                _FIXED,
+                fixed.llava_grids,
+                "llava-hf/llava-1.5-7b-hf",
+                chat_template=_LLAVA_TEMPLATE,
+                answer_prefix=" ",
+            ),
+            _family("vipllava", "VipLLaVA", _FIXED, fixed.fixed_grids, "llava-hf/vip-llava-7b-hf"),
+            _family("video_llava", "Video-LLaVA", _FIXED, fixed.video_llava_grids, "LanguageBind/Video-LLaVA-7B-hf"),
+            _family("paligemma", "PaliGemma", _FIXED, fixed.square_grids, "google/paligemma-3b-pt-224"),
+            _family("gemma3", "Gemma 3", _FIXED, fixed.gemma3_grids, "google/gemma-3-4b-it"),
+            _family("shieldgemma2", "ShieldGemma 2", _FIXED, fixed.gemma3_grids, "google/shieldgemma-2-4b-it"),
+            _family("gemma3n", "Gemma 3n", _FIXED, fixed.square_grids, "google/gemma-3n-E4B-it"),
+            _family("fast_vlm", "FastVLM", _FIXED, fixed.square_grids, "KamilaMila/FastVLM-7B"),
+            _family("janus", "Janus-Pro", _FIXED, fixed.centred_grids, "deepseek-community/Janus-Pro-1B"),
+            _family(
+                "deepseek_vl", "DeepSeek-VL", _FIXED, fixed.centred_grids, "deepseek-community/deepseek-vl-1.3b-chat"
+            ),
+            _family(
+                "deepseek_vl_hybrid",
+                "DeepSeek-VL hybrid",
+                _FIXED,
+                fixed.centred_grids,
+                "deepseek-community/deepseek-vl-7b-chat",
+            ),
+            _family("got_ocr2", "GOT-OCR 2", _FIXED, fixed.got_ocr_grids, "stepfun-ai/GOT-OCR-2.0-hf"),
+            _family(
+                "pp_chart2table",
+                "PP-Chart2Table",
+                _FIXED,
+                fixed.got_ocr_grids,
+                "PaddlePaddle/PP-Chart2Table_safetensors",
+            ),
+            _family("gemma4", "Gemma 4", _PROPORTIONS, proportions.gemma4_grids, "google/gemma-4-e2b-it"),
+            _family(
+                "gemma4_unified", "Gemma 4 unified", _PROPORTIONS, proportions.gemma4_grids, "google/gemma-4-12B-it"
+            ),
+            _family(
+                "lighton_ocr", "LightOnOCR", _PROPORTIONS, proportions.lighton_grids, "lightonai/LightOnOCR-1B-1025"
+            ),
+            _family("fuyu", "Fuyu", _PROPORTIONS, proportions.fuyu_grids, "adept/fuyu-8b"),
+            _family("emu3", "Emu3", _PROPORTIONS, proportions.emu3_grids, "Emu3-community/Emu3-Chat-hf"),
+            _family("chameleon", "Chameleon", _FIXED, fixed.square_grids, "facebook/chameleon-7b"),
+            _family(
+                "mistral3",
+                "Mistral 3",
+                _ROWS,
+                rows.pixtral_grids,
+                "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+            ),
+            _family(
+                "mistral_large4", "Mistral Large 4", _ROWS, rows.pixtral_grids, "mistralai/Mistral-Large-4-1T-A52B"
+            ),
+            _family("molmo2", "Molmo 2", _ROWS, rows.molmo2_grids, "allenai/Molmo2-8B"),
+            _family("llava_next", "LLaVA-NeXT", _ANYRES, anyres.llava_next_grids, "llava-hf/llava-v1.6-mistral-7b-hf"),
+            _family(
+                "llava_next_video",
+                "LLaVA-NeXT-Video",
+                _ANYRES,
+                anyres.llava_next_grids,
+                "llava-hf/LLaVA-NeXT-Video-7B-hf",
+            ),
+            _family(
+                "granite4_vision",
+                "Granite 4 Vision",
+                _ANYRES,
+                anyres.granite4_grids,
+                "ibm-granite/granite-4.0-vision",
+            ),
+            _family(
+                "llava_onevision",
+                "LLaVA-OneVision",
+                _ANYRES,
+                anyres.llava_onevision_grids,
+                "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            ),
+            _family("internvl", "InternVL", _TILES, tiles.internvl_grids, "OpenGVLab/InternVL3-1B-hf"),
+            _family("qianfan_ocr", "Qianfan-OCR", _TILES, tiles.internvl_grids, "baidu/Qianfan-OCR"),
+            _family("aya_vision", "Aya Vision", _TILES, tiles.aya_grids, "CohereLabs/aya-vision-8b"),
+            _family(
+                "cohere2_vision",
+                "Cohere 2 Vision",
+                _TILES,
+                tiles.cohere2_grids,
+                "CohereLabs/command-a-vision-07-2025",
+            ),
+            _family("idefics3", "Idefics 3", _TILES, marked.idefics3_grids, "HuggingFaceM4/Idefics3-8B-Llama3"),
+            _family("smolvlm", "SmolVLM", _TILES, marked.idefics3_grids, "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+            _family(
+                "granite_docling",
+                "Granite Docling",
+                _TILES,
+                marked.idefics3_grids,
+                "ibm-granite/granite-for-docling-500m",
+            ),
+            _family("lfm2_vl", "LFM2-VL", _TILES, marked.lfm2_grids, "LiquidAI/LFM2-VL-1.6B"),
+            _family("llama4", "Llama 4", _TILES, marked.llama4_grids, "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
+            _family("step3p7", "Step 3.7", _TILES, marked.step3_grids, "stepfun-ai/Step-3.7-Flash"),
+            _family("unlimited_ocr", "Unlimited-OCR", _TILES, marked.unlimited_ocr_grids, "baidu/Unlimited-OCR"),
+            _family("ovis2", "Ovis 2", _OVERVIEW, overview.ovis2_grids, "thisisiron/Ovis2-1B-hf"),
+            _family("minicpmv4_6", "MiniCPM-V 4.6", _OVERVIEW, overview.minicpm_grids, "openbmb/MiniCPM-V-4.6"),
+            _family("minicpmv4_7", "MiniCPM-V 4.7", _OVERVIEW, overview.minicpm_grids, "openbmb/MiniCPM-V-4.7-1B"),
+            _family("minicpm_ocr", "MiniCPM-OCR", _OVERVIEW, overview.minicpm_grids, "openbmb/MiniCPM-OCR-1.0"),
+            _family(
+                "perception_lm",
+                "Perception LM",
+                _OVERVIEW,
+                overview.perception_lm_grids,
+                "facebook/Perception-LM-1B",
+            ),
+        ]
+    )
 )
 
 _NO_RASTER = "its visual tokens are learnt queries over the whole image and form no raster"
 _NO_VISUAL_STREAM = "its decoder has no visual positions (the image is only seen through cross-attention)"
+_NO_CHAT = "it does not answer in text about an image that stands in its prompt"
 _NOT_AUTOREGRESSIVE = "it does not generate token by token, so that no token is predicted from the ones before it"
 
-# Models whose kind does not allow token activation maps, and why.
 IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
     {
-        "blip-2": _NO_RASTER,
-        "instructblip": _NO_RASTER,
-        "instructblipvideo": _NO_RASTER,
-        "idefics2": _NO_RASTER,
-        "mllama": _NO_VISUAL_STREAM,
-        "t5gemma2": _NO_VISUAL_STREAM,
-        "florence2": _NO_VISUAL_STREAM,
+        **dict.fromkeys(
+            (
+                "aria",
+                "blip-2",
+                "instructblip",
+                "instructblipvideo",
+                "idefics2",
+                "kosmos-2",
+                "kosmos-2.5",
+                "deepseek_ocr2",
+            ),
+            _NO_RASTER,
+        ),
+        **dict.fromkeys(
+            (
+                "mllama",
+                "idefics",
+                "blip",
+                "git",
+                "florence2",
+                "t5gemma2",
+                "pix2struct",
+                "udop",
+                "pp_formulanet",
+                "vision-encoder-decoder",
+            ),
+            _NO_VISUAL_STREAM,
+        ),
+        **dict.fromkeys(("evolla", "pi0"), _NO_CHAT),
         "diffusion_gemma": _NOT_AUTOREGRESSIVE,
     }
 )
+"""Model types whose kind does not allow token activation maps, and why."""
 
-_NATIVE = "a test of its native grid with the model's own grid sizes"
-_TIMESTAMPS = "the native grid with video frames divided by timestamps"
-_SQUARE = "the fixed grid with this processor's crops"
-_TILES = "the order of tiles and overview"
-_BREAKS = "rows with break tokens"
-_ANYRES = "the base image first, then crops with newline embeddings"
-
-# Models that could be explained once their layout is written: what is missing.
-MISSING: Mapping[str, str] = MappingProxyType(
+UNBUILT: Mapping[str, str] = MappingProxyType(
     {
-        **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"), _TIMESTAMPS),
-        **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm5_next", "kimi_k25"), _TIMESTAMPS),
-        **dict.fromkeys(("minimax_m3_vl", "ernie4_5_vl_moe", "paddleocr_vl"), _NATIVE),
-        **dict.fromkeys(("paligemma", "gemma3", "vipllava"), _SQUARE),
-        "gemma4": "the pooled grid that keeps the image's aspect",
-        **dict.fromkeys(("mistral3", "molmo2"), _BREAKS),
-        **dict.fromkeys(("internvl", "idefics3", "smolvlm", "llama4", "aya_vision"), _TILES),
-        **dict.fromkeys(("lfm2_vl", "cohere2_vision"), _TILES),
-        **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"), _ANYRES),
-        **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), "slices of unequal size after the overview"),
-        "deepseek_ocr2": "local and global views with a separator token",
+        "dots3_note": "its native grid was not proven on a model",
+        "inkling_mm_model": "its grid was not proven on a model",
+        "muse_spark": "its native grid was not proven on a model",
+        "qwen2_5_omni_thinker": "its native grid was not proven on a model",
+        "qwen3_omni_moe_thinker": "its native grid was not proven on a model",
     }
 )
+"""Model types that could be explained, and what is missing; the generic layout is tried."""
+
+_registered: dict[str, Family] = {}
 
 
-def family_of(model: Any) -> Family:
-    """Look up the family of a model by its ``config.model_type``.
+def register(
+    model_type: str,
+    layout: Any,
+    *,
+    title: str | None = None,
+    chat_template: str | None = None,
+    answer_prefix: str = "",
+    videos: bool = False,
+) -> None:
+    """Say how a model type lays out its visual tokens, for models of remote code and of one's own.
+
+    ::
+
+        def layout(source):
+            side = 16
+            runs = visual_runs(source, "image", [side * side] * len(source.sizes()), "16 x 16")
+            return [Grid(run, side, side, source=index) for index, run in enumerate(runs)]
+
+        tam_fast.models.register("my_vlm", layout)
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
+    model_type : str
+        ``config.model_type`` of the models.
+    layout : callable
+        Takes a :class:`tam_fast.models.layouts.VisualInput` and returns a sequence of :class:`tam_fast.Grid`, in the
+        order in which they stand in the sequence.
+    title : str, optional
+        A name for people; the model type if not given.
+    chat_template : str, optional
+        A Jinja template, for processors that come without one.
+    answer_prefix : str
+        What stands between the prompt and the first word of an answer.
+    videos : bool
+        Whether `layout` knows videos.
+
+    Raises
+    ------
+    TypeError
+        If `model_type` is no string or `layout` cannot be called.
+    ValueError
+        If the model type has a verified layout already.
+    """
+    if not isinstance(model_type, str) or not model_type:
+        raise TypeError(f"model_type: expected a name, got {model_type!r}")
+    if not callable(layout):
+        raise TypeError(f"layout: expected a function of a VisualInput, got {type(layout).__name__}")
+    if model_type in FAMILIES:
+        raise ValueError(f"model_type: expected one without a verified layout, got {model_type!r}")
+    _registered[model_type] = Family(
+        title or model_type, "registered", layout, "", videos, chat_template=chat_template, answer_prefix=answer_prefix
+    )
+
+
+def registered() -> Mapping[str, Family]:
+    """Return what :func:`register` was given, by model type."""
+    return MappingProxyType(_registered)
+
+
+def family_of(model: Any) -> Family:
+    """Look up the family of a model, or of a configuration, by its ``model_type``.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or PreTrainedConfig
 
     Returns
     -------
     Family
+        The generic one (which warns when it builds a layout) where the model type is not known.
 
     Raises
     ------
     ModelNotSupportedError
-        If the model type has no layout here; says what is missing, or why there can be none.
+        If models of this type cannot have token activation maps, or mark no visual positions; says why.
     TypeError
-        If `model` is no transformers model.
+        If `model` is no transformers model or configuration.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    config = getattr(model, "config", model)
+    model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str):
         raise TypeError(f"model: expected a transformers model with config.model_type, got {type(model).__name__}")
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
+    found = _registered.get(model_type) or FAMILIES.get(model_type)
+    if found is not None:
+        return found
     prefix = f"model: token activation maps of model type {model_type!r} ({type(model).__name__})"
     if model_type in IMPOSSIBLE:
         raise ModelNotSupportedError(f"{prefix} are not possible: {IMPOSSIBLE[model_type]}")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
         raise ModelNotSupportedError(f"{prefix} are not possible: {_NO_VISUAL_STREAM}")
-    missing = MISSING.get(model_type, "a layout that says where its visual tokens are and what raster they form")
-    raise ModelNotSupportedError(
-        f"{prefix} are not supported yet: missing is {missing}. Supported: {', '.join(sorted(FAMILIES))}"
-    )
+    if token_id(config, "image") is None:
+        raise ModelNotSupportedError(
+            f"{prefix} need to know where the visual tokens are: expected config.image_token_id, got none; is it a "
+            "model of images and text?"
+        )
+    return Family(model_type, "generic", generic.generic_grids)

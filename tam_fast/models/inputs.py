@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -14,145 +13,16 @@ from torch import Tensor
 
 from tam_fast.maps.layout import Layout
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.families import Family, family_of
+from tam_fast.models.families import family_of
+from tam_fast.models.family import Family
 from tam_fast.models.images import ImageLike, check_sizes, load_images
-from tam_fast.models.layouts import VisualInput, visual_mask
+from tam_fast.models.layouts.source import VisualInput
+from tam_fast.models.places import Places, find_places, with_users_texts
+from tam_fast.models.prompts import RenderedPrompt, render_prompt
 from tam_fast.models.text import special_token_ids
-from tam_fast.models.typed import SpecialTokens, Tokenised, check_special_tokens, check_text, masked, tokenise
+from tam_fast.models.typed import SpecialTokens, check_special_tokens, check_text, masked, tokenise
 
 __all__ = ["ImageLike", "PromptInputs", "RenderedPrompt", "load_images", "prepare_inputs", "render_prompt"]
-
-
-@dataclass(frozen=True)
-class RenderedPrompt:
-    """A chat written out as the model's template wants it.
-
-    Attributes
-    ----------
-    text : str
-        With one placeholder an image.
-    spans : tuple of (int, int)
-        Where the users' own texts stand in it, start and end.
-    add_special_tokens : bool
-        Whether the tokenizer is to add what the template did not write, such as the mark of the beginning.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    add_special_tokens: bool
-
-
-def render_prompt(family: Family, processor: Any, messages: Sequence[Mapping[str, Any]]) -> RenderedPrompt:
-    """Write a chat out by its template, and find the users' texts in it.
-
-    The template is the processor's, else the tokenizer's, else the family's documented one. For each shape of a chat it
-    is applied a second time with a mark in place of each text; where the marks come out, the texts stand. So a text
-    that also occurs elsewhere (in the system prompt, say) is not confused, and nothing about templates need be known.
-
-    Parameters
-    ----------
-    family : Family
-    processor : transformers.ProcessorMixin
-    messages : sequence of mapping
-        In the chat format of transformers, each ``content`` a list of parts.
-
-    Returns
-    -------
-    RenderedPrompt
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If there is no template, or it changes the texts beyond trimming them.
-    """
-    template = _chat_template(family, processor)
-    texts: list[str] = []
-    marked: list[dict[str, Any]] = []
-    for message in messages:
-        parts = []
-        for part in message["content"]:
-            if message["role"] == "user" and part["type"] == "text":
-                # Private-use characters: no template looks for them, trims them or has them in it.
-                parts.append({**part, "text": f"\ue0b0{len(texts)}\ue0b1"})
-                texts.append(part["text"])
-            else:
-                parts.append(part)
-        marked.append({**message, "content": parts})
-
-    def render(chat: Sequence[Mapping[str, Any]]) -> str:
-        rendered = processor.apply_chat_template(
-            list(chat), chat_template=template, add_generation_prompt=True, tokenize=False
-        )
-        return str(rendered)
-
-    text = render(messages)
-    for known in (True, False):  # a template may have changed, or tell the time
-        pattern = _pattern(processor, template, marked, render, known)
-        for shown in (texts, [text.strip() for text in texts]):
-            filled, spans = _fill(pattern, shown)
-            if filled == text:
-                bos = getattr(processor.tokenizer, "bos_token", None)
-                written = bos and text.startswith(bos) and all(start >= len(bos) for start, _ in spans)
-                return RenderedPrompt(text, tuple(spans), not written)
-    raise ModelNotSupportedError(
-        f"processor: expected a chat template that keeps the user's text as it is, got {text[:200]!r} from "
-        f"{type(processor).__name__}"
-    )
-
-
-# What templates made of marked chats, by processor: prompts of one shape are rendered once each.
-_patterns: WeakKeyDictionary[Any, OrderedDict[str, str]] = WeakKeyDictionary()
-_PATTERNS = 16  # kept of each processor
-
-
-def _pattern(
-    processor: Any,
-    template: str | None,
-    marked: Sequence[Mapping[str, Any]],
-    render: Callable[[Sequence[Mapping[str, Any]]], str],
-    known: bool,
-) -> str:
-    """Render a chat with marks in place of the users' texts, or remember what that gave if `known` will do."""
-    shape = repr((template, marked))
-    try:
-        patterns = _patterns.setdefault(processor, OrderedDict())
-    except TypeError:  # one of those that cannot be a key
-        return render(marked)
-    pattern = patterns.get(shape) if known else None
-    if pattern is None:
-        pattern = patterns[shape] = render(marked)
-        if len(patterns) > _PATTERNS:
-            patterns.popitem(last=False)
-    return pattern
-
-
-def _chat_template(family: Family, processor: Any) -> str | None:
-    """Choose a template; None leaves the choice to the processor, where it has several by name."""
-    for owner in (processor, processor.tokenizer):
-        template = getattr(owner, "chat_template", None)
-        if template:
-            return template if isinstance(template, str) else None
-    if family.chat_template is None:
-        raise ModelNotSupportedError(
-            f"processor: expected a chat template, got none in {type(processor).__name__} or its tokenizer, and none "
-            f"is documented for {family.title}"
-        )
-    return family.chat_template
-
-
-def _fill(pattern: str, texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Put the texts in place of their marks; return the whole and where they stand."""
-    spans: list[tuple[int, int]] = []
-    head, *rest = pattern.split("\ue0b0")
-    filled = head
-    for part in rest:
-        number, _, tail = part.partition("\ue0b1")
-        index = int(number) if number.isdecimal() else -1
-        if not 0 <= index < len(texts):
-            return "", []
-        spans.append((len(filled), len(filled) + len(texts[index])))
-        filled += texts[index] + tail
-    return filled, spans
 
 
 @dataclass(frozen=True)
@@ -162,8 +32,8 @@ class PromptInputs:
     Attributes
     ----------
     family : Family
-    inputs : dict of str to Tensor
-        All that the processor returned, on the CPU.
+    inputs : dict of str to object
+        What the processor returned and a model may take, on the CPU: tensors, and lists of what is no tensor.
     input_ids : (P,) int64
     rendered : RenderedPrompt
     rendered_ids : tuple of int
@@ -175,7 +45,7 @@ class PromptInputs:
     """
 
     family: Family
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     input_ids: Tensor
     rendered: RenderedPrompt
     rendered_ids: tuple[int, ...]
@@ -193,9 +63,8 @@ def prepare_inputs(
     """Turn images and a prompt into model inputs, and find their places in the sequence.
 
     One user turn, the images before the text. The positions of the prompt's text (``Layout.prompt``) are the tokens
-    that spell the user's own words: not the template's, the system prompt's, special or visual ones. They are found by
-    the offsets that a fast tokenizer reports for the rendered chat; special placeholder tokens never merge with their
-    neighbours, so that the other tokens are those of the expanded prompt, in order, which is checked.
+    that spell the user's own words: not the template's, the system prompt's, the processor's, special or visual ones.
+    They are found by the offsets that a fast tokenizer reports, see :mod:`tam_fast.models.places`.
 
     Control tokens and placeholders that the user typed are text, as any other: see
     :func:`tam_fast.models.typed.tokenise`. Where there are such, the processor is given the chat with a character in
@@ -250,22 +119,20 @@ def prepare_inputs(
         special_tokens=special_tokens,
         placeholders=placeholders,
     )
-    inputs = processor(
-        images=list(images),
-        text=[masked(rendered.text, rendered.spans)[0] if tokens.typed else rendered.text],
-        return_tensors="pt",
-        add_special_tokens=rendered.add_special_tokens,
-    )
-    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    text = masked(rendered.text, rendered.spans)[0] if tokens.typed else rendered.text
+    found, replaced = _process(processor, images, text, rendered.add_special_tokens)
+    inputs = _taken(model, found)
     ids = inputs["input_ids"]
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
     if tokens.typed:
-        inputs = _with_users_texts(model.config, processor, inputs, rendered, tokens)
-        ids = inputs["input_ids"]
-    source = VisualInput(model.config, processor, ids[0], inputs, [image.size for image in images])
+        inputs, places = with_users_texts(model.config, processor, inputs, rendered, tokens, replaced)
+    else:
+        places = find_places(model.config, processor, ids[0], rendered, tokens, replaced)
+    ids = inputs["input_ids"]
+    source = VisualInput(model.config, processor, ids[0], {**found, **inputs}, [image.size for image in images])
     grids = family.grids(source)
-    positions = _text_positions(model.config, processor, ids[0], tokens)
+    positions = _users_words(processor, ids[0], places)
     if not positions.numel():
         raise ValueError(f"prompt: expected at least one token of text, got only special ones in {prompt!r}")
     layout = Layout(tuple(grids), positions, int(ids.shape[1]))
@@ -278,75 +145,53 @@ def _placeholders(processor: Any) -> list[str]:
     return [token for token in found if isinstance(token, str) and token]
 
 
-def _text_positions(config: Any, processor: Any, input_ids: Tensor, tokens: Tokenised) -> Tensor:
-    """Find the positions (n_p,) of the users' texts among the expanded prompt's tokens (P,)."""
-    short_ids = torch.tensor(tokens.ids, dtype=torch.int64)
-    places, kept = _text_places(config, processor, input_ids, short_ids)
-    # Where the short sequence's tokens went in the expanded one; -1 for placeholders.
-    position_of = torch.full_like(short_ids, -1)
-    position_of[kept] = places
+# What processors return that is no input of a model: targets of training, and bookkeeping.
+_NO_INPUTS = frozenset(
+    {"labels", "text_replacement_offsets", "offset_mapping", "special_tokens_mask", "video_metadata"}
+)
+
+
+def _process(
+    processor: Any, images: Sequence[Image.Image], text: str, add_special_tokens: bool
+) -> tuple[dict[str, Any], list[Mapping[str, Any]] | None]:
+    """Run a processor; return the model's inputs, and what replaced each placeholder where it can tell."""
+    options: dict[str, Any] = {
+        "return_tensors": "pt",
+        "add_special_tokens": add_special_tokens,
+        "return_mm_token_type_ids": True,
+    }
+    if _tells_replacements():
+        options["return_text_replacement_offsets"] = True
+    found = dict(processor(images=list(images), text=[text], **options))
+    replaced = found.get("text_replacement_offsets")
+    return found, replaced[0] if isinstance(replaced, list) and len(replaced) == 1 else None
+
+
+def _taken(model: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose of a processor's outputs what a model takes."""
+    known: set[str] = set()
+    for method in (getattr(type(model), name, None) for name in ("forward", "prepare_inputs_for_generation")):
+        if method is not None:
+            known.update(inspect.signature(method).parameters)
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in _NO_INPUTS
+        and value is not None
+        and (name in known or not name.endswith("token_type_ids"))
+        and (name in known or isinstance(value, Tensor))
+    }
+
+
+def _tells_replacements() -> bool:
+    """Whether this version of transformers reports what replaced a placeholder."""
+    from transformers import processing_utils
+
+    return "return_text_replacement_offsets" in getattr(processing_utils.TextKwargs, "__annotations__", {})
+
+
+def _users_words(processor: Any, input_ids: Tensor, places: Places) -> Tensor:
+    """Leave out special tokens of the positions (n,) of the users' texts."""
     special = special_token_ids(processor.tokenizer)
-    chosen = position_of[[index for index in tokens.users if tokens.ids[index] not in special]]
-    return chosen[chosen >= 0]
-
-
-def _text_places(config: Any, processor: Any, input_ids: Tensor, short_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the tokens that are no placeholders in the expanded prompt (P,) and in the chat; they must be the same."""
-    places = torch.nonzero(~visual_mask(config, input_ids)).flatten()
-    kept = torch.nonzero(~visual_mask(config, short_ids)).flatten()
-    if not torch.equal(input_ids[places], short_ids[kept]):
-        raise ModelNotSupportedError(
-            f"processor: expected {type(processor).__name__} to expand only placeholders of the chat's "
-            f"{kept.numel()} other tokens, got {places.numel()} others: the prompt's words cannot be located"
-        )
-    return places, kept
-
-
-def _with_users_texts(
-    config: Any, processor: Any, inputs: Mapping[str, Tensor], rendered: RenderedPrompt, tokens: Tokenised
-) -> dict[str, Tensor]:
-    """Put the tokens of a chat in place of those of the same chat without its users' texts, placeholders expanded."""
-    old_ids = inputs["input_ids"][0]
-    text, _ = masked(rendered.text, rendered.spans)
-    masked_ids = processor.tokenizer(text, add_special_tokens=rendered.add_special_tokens)["input_ids"]
-    places, _ = _text_places(config, processor, old_ids, torch.tensor(masked_ids, dtype=torch.int64))
-    new_ids = torch.tensor(tokens.ids, dtype=torch.int64)
-    old_runs, new_runs = (_runs(visual_mask(config, ids)) for ids in (old_ids, new_ids))
-    if len(old_runs) != len(new_runs) or not places.numel():
-        raise ModelNotSupportedError(
-            f"processor: expected {len(new_runs)} runs of placeholders from {type(processor).__name__}, got "
-            f"{len(old_runs)}: the prompt's words cannot be located"
-        )
-    # Positions (P,) of the old sequence whose values the new one's have; any text's for text.
-    source: list[int] = []
-    ids: list[int] = []
-    place = 0
-    for (first, last), (start, stop) in zip(old_runs, new_runs, strict=True):
-        source += [int(places[0])] * (start - place) + list(range(first, last))
-        ids += new_ids[place:start].tolist() + old_ids[first:last].tolist()
-        place = stop
-    source += [int(places[0])] * (len(new_ids) - place)
-    ids += new_ids[place:].tolist()
-    found = dict(inputs)
-    for name, value in inputs.items():
-        if value.ndim != 2 or value.shape != inputs["input_ids"].shape:
-            continue
-        if name != "input_ids" and bool((value[0, places] != value[0, places[0]]).any()):
-            raise ModelNotSupportedError(
-                f"processor: expected {name} (1, P) of {type(processor).__name__} to be the same for all text, got "
-                "several values: control tokens in the prompt cannot be kept as text"
-            )
-        found[name] = value[:, source]
-    found["input_ids"] = torch.tensor([ids], dtype=inputs["input_ids"].dtype)
-    return found
-
-
-def _runs(mask: Tensor) -> list[tuple[int, int]]:
-    """List where the runs of a mask (P,) start and end."""
-    runs: list[tuple[int, int]] = []
-    for place in torch.nonzero(mask).flatten().tolist():
-        if runs and runs[-1][1] == place:
-            runs[-1] = (runs[-1][0], place + 1)
-        else:
-            runs.append((place, place + 1))
-    return runs
+    chosen = [place for place in places if int(input_ids[place]) not in special]
+    return torch.tensor(chosen, dtype=torch.int64)

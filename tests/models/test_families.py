@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tam_fast.models import ModelNotSupportedError
-from tam_fast.models.families import FAMILIES, IMPOSSIBLE, MISSING, family_of
+from tam_fast.models.families import FAMILIES, IMPOSSIBLE, family_of
 from tam_fast.models.layouts import visual_mask
 
 
@@ -17,7 +17,7 @@ def fake(model_type, **config):
 
 
 def test_supported_families():
-    assert family_of(fake("qwen2_5_vl")) is FAMILIES["qwen2_vl"]
+    assert family_of(fake("qwen2_5_vl")) is FAMILIES["qwen2_5_vl"]
     assert family_of(fake("llava")).answer_prefix == " "
 
 
@@ -30,10 +30,13 @@ def test_impossible_models_get_the_reason(model_type):
     assert IMPOSSIBLE[model_type] in str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", [*sorted(MISSING), "llama"])
-def test_models_to_come_get_what_is_missing(model_type):
-    with pytest.raises(ModelNotSupportedError, match=rf"'{model_type}'.*not supported yet: missing is .*qwen2_vl"):
-        family_of(fake(model_type))
+def test_models_without_visual_positions_are_refused():
+    with pytest.raises(ModelNotSupportedError, match=r"'llama'.*image_token_id"):
+        family_of(fake("llama"))
+
+
+def test_unknown_models_go_the_generic_way():
+    assert family_of(fake("new_vlm", image_token_id=5)).group == "generic"
 
 
 def test_what_is_no_model_is_refused():

@@ -13,7 +13,9 @@ from PIL import Image
 
 from tam_fast.models import ModelNotSupportedError
 from tam_fast.models.inputs import prepare_inputs
-from tam_fast.models.layouts import VisualInput, crop_box, fixed_grids, native_grids, visual_mask
+from tam_fast.models.layouts import VisualInput, visual_mask
+from tam_fast.models.layouts.fixed import crop_box, fixed_grids
+from tam_fast.models.layouts.native import native_grids
 
 
 def test_native_grid_of_an_image_that_is_not_square(qwen):

@@ -7,14 +7,31 @@ from typing import Any
 
 from torch import Tensor
 
-from tam_fast.maps.layout import Grid
+from tam_fast.maps.grid import Grid
 from tam_fast.models.errors import ModelNotSupportedError
+from tam_fast.models.layouts.rows import pixtral_grids
 from tam_fast.models.layouts.source import VisualInput, visual_runs
 
-__all__ = ["crop_box", "fixed_grids"]
+__all__ = [
+    "centred_grids",
+    "crop_box",
+    "fixed_grids",
+    "gemma3_grids",
+    "got_ocr_grids",
+    "llava_grids",
+    "square_grids",
+    "video_llava_grids",
+]
 
 # Vision towers whose patches, without the class token, are one row-major raster of the pixels they were given.
 _RASTER_TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+def llava_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of model type ``llava``: LLaVA-1.5's, or Pixtral's where that is the vision tower."""
+    if source.config.vision_config.model_type == "pixtral":
+        return pixtral_grids(source)
+    return fixed_grids(source)
 
 
 def fixed_grids(source: VisualInput) -> list[Grid]:
@@ -44,7 +61,8 @@ def fixed_grids(source: VisualInput) -> list[Grid]:
             f"{source.model_type!r}, got {vision.model_type!r}: missing is the layout of its tokens"
         )
     pixels = source.inputs.get("pixel_values")
-    images = len(source.image_sizes)
+    sizes = source.sizes()
+    images = len(sizes)
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[0] != images:
         got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise ModelNotSupportedError(
@@ -53,7 +71,7 @@ def fixed_grids(source: VisualInput) -> list[Grid]:
     height, width = (int(side) // int(vision.patch_size) for side in pixels.shape[-2:])
     meaning = f"{height} x {width} patches an image"
     runs = visual_runs(source, "image", [height * width] * images, meaning)
-    boxes = [crop_box(source.processor.image_processor, size) for size in source.image_sizes]
+    boxes = [crop_box(source.processor.image_processor, size) for size in sizes]
     return [
         Grid(run, height, width, "image", index, 0, box)
         for index, (run, box) in enumerate(zip(runs, boxes, strict=True))
@@ -112,3 +130,28 @@ def crop_box(image_processor: Any, size: tuple[int, int]) -> tuple[float, float,
         edges.append((first / side, (first + kept) / side))
     (x0, x1), (y0, y1) = edges
     return (x0, y0, x1, y1)
+
+
+def video_llava_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Video-LLaVA."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def square_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of PaliGemma."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def gemma3_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Gemma 3."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def centred_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Janus and DeepSeek-VL."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def got_ocr_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of GOT-OCR 2."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")

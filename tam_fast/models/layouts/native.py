@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tam_fast.maps.layout import Grid
+from tam_fast.maps.grid import Grid
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts.source import VisualInput, visual_runs
 
-__all__ = ["native_grids"]
+__all__ = ["hunyuan_grids", "native_grids", "nemotron_grids", "video_llama3_grids"]
 
 
 def native_grids(source: VisualInput) -> list[Grid]:
@@ -48,3 +48,18 @@ def native_grids(source: VisualInput) -> list[Grid]:
             frames = run.split(height * width)
             grids += [Grid(part, height, width, kind, index, frame) for frame, part in enumerate(frames)]
     return sorted(grids, key=lambda grid: int(grid.positions[0]))
+
+
+def video_llama3_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Video-LLaMA 3."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def nemotron_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Nemotron-H Omni."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+
+
+def hunyuan_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of HunYuan-VL."""
+    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")

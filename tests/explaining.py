@@ -1,0 +1,71 @@
+"""Explanations of a family's tiny model against the oracle: generated, streamed and given answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import oracle
+import torch
+from conftest_models import PROMPT, picture
+from families import Built
+
+import tam_fast
+from tam_fast.models.inputs import prepare_inputs
+from tam_fast.models.layouts import visual_mask
+
+_TOLERANCE = 2e-4  # float32 models: products of one row and of many rows round differently
+
+
+def head_states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the classifier reads at every position (S, C): its own input, which capture never looks at."""
+    seen: list[torch.Tensor] = []
+
+    def look(_module: Any, args: Any) -> None:
+        seen.append(args[0].detach())
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(look)
+    try:
+        with torch.no_grad():
+            model(**inputs, logits_to_keep=0)
+    finally:
+        handle.remove()
+    return seen[-1].reshape(-1, seen[-1].shape[-1])
+
+
+def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int = 3) -> None:
+    """Assert that explain, stream and a given answer agree with each other and with the oracle on the head's states."""
+    model, processor = built.model, built.processor
+    images = [picture(*size, seed=index) for index, size in enumerate(sizes)]
+    prompt = prepare_inputs(model, processor, images, PROMPT)
+    layout = prompt.layout
+    for named in (model, model.config):
+        assert tam_fast.layout_of(named, processor, prompt.inputs, sizes) == layout
+    shown = processor.tokenizer.decode(prompt.input_ids[layout.prompt])
+    assert shown.strip() == PROMPT, shown
+    assert not visual_mask(model.config, prompt.input_ids)[layout.prompt].any()
+    explainer = tam_fast.Explainer(model, processor)
+    e = explainer.explain(images, PROMPT, max_new_tokens=tokens, min_new_tokens=tokens)
+    assert e.source == "generated"
+    assert e.maps.layout == layout
+    steps = list(explainer.stream(images, PROMPT, max_new_tokens=tokens, min_new_tokens=tokens))
+    assert [step.token_id for step in steps] == e.token_ids
+    given = explainer.explain(images, PROMPT, answer=e.token_ids)
+    assert given.source == "given"
+    from tam_fast.explain.job import Job
+
+    job = Job(model, processor, explainer._head(), images, PROMPT, prompt, 3)
+    states = head_states(model, job.model_inputs(e.token_ids[:-1]))
+    ids = torch.cat([prompt.input_ids, torch.tensor(e.token_ids)])
+    expected = oracle.activation_maps(
+        states.double().numpy(),
+        model.get_output_embeddings().weight.detach().double().numpy(),
+        ids.numpy(),
+        layout.visual_positions.numpy(),
+        layout.sizes,
+        layout.prompt.numpy(),
+        layout.answer_start,
+    ).maps
+    streamed = torch.stack([step.map for step in steps])
+    for name, maps in (("generated", e.maps.maps), ("streamed", streamed), ("given", given.maps.maps)):
+        np.testing.assert_allclose(maps.numpy(), expected, atol=_TOLERANCE, err_msg=name)

@@ -1,0 +1,73 @@
+"""Tiny random-weight models of every family, each from its own configuration and its own processor.
+
+One module a group of layouts, one function a family, found by :func:`build`. Tests paint pictures (``painting.py``) and
+explain answers (``explaining.py``) with them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_builders: dict[str, Callable[[], Built]] = {}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model, its processor, and what a test has to know about them.
+
+    Attributes
+    ----------
+    model, processor
+        The model in evaluation mode; random weights, greedy.
+    sizes : list of lists of (width, height)
+        Pictures of each case of the painting test: wide, tall, small, large; one and two images.
+    mixers : str
+        Pattern of names of parameters that are zeroed for painting, so that positions do not mix in the vision tower.
+    flatten : callable, optional
+        Does what else has to be done to a copy of the model for painting.
+    options : dict
+        Arguments of the processor's ``images_kwargs``, set on it.
+    """
+
+    model: Any
+    processor: Any
+    sizes: list[list[tuple[int, int]]]
+    mixers: str = r"(vision|visual|vit|tower).*(attn|attention).*\b(o_proj|out_proj|proj|dense|projection_layer|wo)\."
+    flatten: Callable[[Any], None] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def family(name: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+    """Register a builder under a model type, with a dot and a variant behind it where there are several."""
+
+    def take(builder: Callable[[], Built]) -> Callable[[], Built]:
+        assert name not in _builders, name
+        _builders[name] = builder
+        return builder
+
+    return take
+
+
+@functools.cache
+def build(name: str) -> Built:
+    """Build a family's model, once a process."""
+    return builders()[name]()
+
+
+@functools.cache
+def builders() -> dict[str, Callable[[], Built]]:
+    """Every builder, by name."""
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        import_module(f"families.{path.stem}")
+    return _builders
+
+
+def names_of(group: str) -> list[str]:
+    """The families that one module builds."""
+    import_module(f"families.{group}")
+    return [name for name, builder in _builders.items() if builder.__module__ == f"families.{group}"]
