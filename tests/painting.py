@@ -7,8 +7,9 @@ The vision tower's mixing of positions is switched off, so that a position answe
 from __future__ import annotations
 
 import copy
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,21 +73,26 @@ def flat(built: Built) -> Any:
 
 
 def embeddings(model: Any, processor: Any, images: Sequence[Image.Image]) -> tuple[PromptInputs, torch.Tensor]:
-    """What the decoder is given at each position, (P, C)."""
+    """A prompt about some pictures, and what the decoder is given at each of its positions, (P, C)."""
     prompt = prepare_inputs(model, processor, images, PROMPT)
+    return prompt, given(model, prompt.inputs)
+
+
+def given(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """What the decoder is given at each position of a prompt, (P, C)."""
     seen: list[torch.Tensor] = []
 
     def look(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("inputs_embeds")
-        if given is None:
-            given = next(value for value in args if isinstance(value, torch.Tensor) and value.is_floating_point())
-        seen.append(given.detach()[0].double())
+        found = kwargs.get("inputs_embeds")
+        if found is None:
+            found = next(value for value in args if isinstance(value, torch.Tensor) and value.is_floating_point())
+        seen.append(found.detach()[0].double())
         raise _Seen
 
     handle = decoder_of(model).register_forward_pre_hook(look, with_kwargs=True)
     inputs = {
         name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in prompt.inputs.items()
+        for name, value in inputs.items()
     }
     try:
         with torch.no_grad():
@@ -96,7 +102,7 @@ def embeddings(model: Any, processor: Any, images: Sequence[Image.Image]) -> tup
     finally:
         handle.remove()
     assert seen, "the decoder was not reached"
-    return prompt, seen[0]
+    return seen[0]
 
 
 def measure(built: Built, sizes: Sequence[tuple[int, int]], model: Any = None) -> Measured:
@@ -116,7 +122,7 @@ def measure(built: Built, sizes: Sequence[tuple[int, int]], model: Any = None) -
             count = max(4, min(_STRIPS, size[axis], round(2.5 / finest)))
             marks = np.unique(np.round(np.linspace(0, size[axis], count + 1)).astype(int))
             rows = []
-            for first, last in zip(marks[:-1], marks[1:], strict=True):
+            for first, last in itertools.pairwise(marks):
                 painted = [picture.copy() for picture in blank]
                 box = (first, 0, last, size[1]) if axis == 0 else (0, first, size[0], last)
                 painted[source].paste((255, 20, 200), tuple(int(edge) for edge in box))

@@ -13,7 +13,7 @@ from tam_fast.cli.console import EPILOG, Failure, error_line, to_stdout
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("explain", "info")
+COMMANDS = ("explain", "models", "layout", "info")
 """Every name is a module of this folder and the function in it that is the command; ``--help`` keeps their order."""
 
 app = typer.Typer(

@@ -179,12 +179,12 @@ def progress(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def rich_console(file: TextIO | None = None) -> Console:
-    """Make a rich console of stdout or `file`; where there is no terminal to measure, one wide enough for a table."""
+def rich_console(file: TextIO | None = None, width: int = 120) -> Console:
+    """Make a rich console of stdout or `file`; where there is no terminal to measure, it is `width` columns wide."""
     from rich.console import Console
 
     file = sys.stdout if file is None else file
-    return Console(file=file, highlight=False, width=None if file.isatty() else 120)
+    return Console(file=file, highlight=False, width=None if file.isatty() else width)
 
 
 def print_json(document: object) -> None:

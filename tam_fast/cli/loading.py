@@ -15,7 +15,7 @@ from tam_fast.cli.console import ExitCode, Failure, one_line, reason, shortened
 if TYPE_CHECKING:
     from tam_fast.explain import Explainer
 
-__all__ = ["Dtype", "find_device", "load_explainer"]
+__all__ = ["Dtype", "check_folder", "find_device", "load_explainer", "quiet_libraries"]
 
 
 class Dtype(str, Enum):
@@ -51,9 +51,7 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
         from tam_fast.explain import Explainer
 
     if not debug:
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        quiet_libraries()
     place = find_device(device)
     number_format = dtype if dtype == "auto" else getattr(torch, dtype)
     name = "the embedded model" if model is None else repr(shortened(model))
@@ -69,7 +67,7 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
             from tam_fast.models.folders import check_model_files
             from tam_fast.models.processors import load_processor
 
-            _check_folder(model)
+            check_folder(model)
             if Path(model).is_dir():
                 check_model_files(model)
             with _uncollected():
@@ -87,6 +85,15 @@ def load_explainer(model: str | None, device: str, dtype: str, debug: bool) -> E
         raise Failure(ExitCode.MODEL, f"--model: cannot use {name}: {one_line(text)}") from error
 
 
+def quiet_libraries() -> None:
+    """Keep the model libraries from printing more than errors."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the garbage collector off imports: what they make stays, and the search takes an eighth of the time."""
@@ -99,7 +106,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _check_folder(model: str) -> None:
+def check_folder(model: str) -> None:
     """Tell a folder that is missing from a hub id, so that a mistyped path is not looked for on the network."""
     path = Path(model)
     shown = shortened(model)
@@ -107,8 +114,9 @@ def _check_folder(model: str) -> None:
     looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 or "\\" in model
     if path.is_dir() and not (path / "config.json").is_file():
         raise Failure(ExitCode.MODEL, f"--model: expected a model folder, got {shown!r}, which has no config.json")
-    if path.is_file() or (looks_like_path and not path.exists()):
-        found = "which is a file" if path.is_file() else "which does not exist"
+    if (path.exists() and not path.is_dir()) or (looks_like_path and not path.exists()):
+        found = "which is a file" if path.is_file() else "which is no folder"
+        found = found if path.exists() else "which does not exist"
         expected = "a model folder or a model hub id (OWNER/NAME)"
         raise Failure(ExitCode.MODEL, f"--model: expected {expected}, got {shown!r}, {found}")
 
@@ -127,6 +135,8 @@ def find_device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it keeps no values")
         # Fails where torch lacks the device; costs nothing elsewhere.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

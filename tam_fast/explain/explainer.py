@@ -14,11 +14,12 @@ from tam_fast.explain.stream import ExplanationStream
 from tam_fast.explanation import Explanation
 from tam_fast.maps.answer import check_options
 from tam_fast.maps.tokens import Compat
+from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
 from tam_fast.models.typed import SpecialTokens, check_special_tokens
-from tam_fast.models.wrappers import input_device, unwrap
+from tam_fast.models.wrappers import check_weights, input_device, unwrap
 
 __all__ = ["Explainer"]
 
@@ -46,8 +47,8 @@ class Explainer:
     Raises
     ------
     ModelNotSupportedError
-        If the model type has no layout here, there is no classifier whose rows can be read, or the model reads virtual
-        tokens; says what is missing.
+        If the model type has no layout here, there is no classifier whose rows can be read, a weight has no values
+        (``meta``), or the model reads virtual tokens; says what is missing.
     TypeError
         If `model` or `processor` are something else.
     """
@@ -55,6 +56,7 @@ class Explainer:
     def __init__(self, model: Any, processor: Any) -> None:
         model = unwrap(model)
         self._family = family_of(model)
+        check_weights(model)
         for name in ("image_processor", "tokenizer"):
             if getattr(processor, name, None) is None:
                 raise TypeError(f"processor: expected a processor with {name}, got {type(processor).__name__}")
@@ -215,7 +217,18 @@ class Explainer:
             )
         pictures = load_images(images)
         inputs = prepare_inputs(self.model, self.processor, pictures, prompt, special_tokens)
+        self._check_ids(inputs.input_ids)
         return Job(self.model, self.processor, self._head(), pictures, prompt, inputs, kernel_size)
+
+    def _check_ids(self, ids: torch.Tensor) -> None:
+        """Refuse ids that the model has no embedding of: a GPU would fail without a word about them."""
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        rows = weight.shape[0] if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
+        if rows is not None and int(ids.max()) >= rows:
+            raise ModelNotSupportedError(
+                f"processor: expected the tokenizer of this {type(self.model).__name__}, which embeds {rows} tokens, "
+                f"got token id {int(ids.max())} from {type(self.processor.tokenizer).__name__}"
+            )
 
     def _head(self) -> Head:
         # Anew each time: adapters may have been switched, weights merged or offloaded.

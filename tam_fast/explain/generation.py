@@ -31,6 +31,7 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "assistant_model": "assisted decoding runs another model's states",
         "prompt_lookup_num_tokens": "assisted decoding runs several positions a step",
+        "assistant_early_exit": "assisted decoding runs several positions a step",
         "custom_generate": "the decoding loop must be generate()'s own",
         "prefill_chunk_size": "the prompt must be processed in one piece",
         "streamer": "use Explainer.stream()",
@@ -53,10 +54,13 @@ def generate_arguments(model: Any, max_new_tokens: int | None, kwargs: Mapping[s
             raise ValueError(f"{name}: expected none for a stream, got {arguments[name]!r}: use explain()")
     _check_names(model, arguments)
     max_new_tokens = _check_length("max_new_tokens", max_new_tokens)
+    given = arguments.get("generation_config")
+    if given is not None and not hasattr(given, "max_new_tokens"):
+        raise TypeError(f"generation_config: expected a transformers.GenerationConfig, got {type(given).__name__}")
     configurations = [arguments.get("generation_config"), getattr(model, "generation_config", None)]
     for name in ("num_beams", "num_return_sequences"):
         value = _setting(name, arguments, configurations)
-        if value is not None and value > 1:
+        if value is not None and value != 1:
             raise ValueError(f"generate_kwargs: expected {name} = 1 (one answer is explained), got {value}")
     for name in ("output_attentions", "output_hidden_states", "output_scores", "output_logits"):
         if arguments.pop(name, False):

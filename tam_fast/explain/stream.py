@@ -331,6 +331,9 @@ class ExplanationStream(Iterator[Step]):
         if error is not None:
             self._channel.error = None
             self._mapper.close()
+            if isinstance(error, StopIteration):
+                # As it is, it would end the loop as if the answer were whole.
+                raise RuntimeError(f"stream: expected generate() to return, got StopIteration: {error}") from error
             raise error
         if not self._count:
             self._state = "failed"

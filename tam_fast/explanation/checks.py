@@ -14,6 +14,7 @@ from tam_fast.maps.answer import TokenActivationMaps
 __all__ = ["Values", "check_nan", "check_values", "count_nan"]
 
 _ROUNDING = 1e-5  # how far beyond [0, 1] a share may be rounded
+_LARGEST = 2**63 - 1  # of ids and positions, which are int64
 
 
 class Values(Protocol):
@@ -24,6 +25,7 @@ class Values(Protocol):
     offsets: list[tuple[int, int]]
     maps: TokenActivationMaps
     candidates: list[list[Candidate]]
+    elapsed: dict[str, float]
 
 
 def check_values(explanation: Values) -> None:
@@ -55,10 +57,14 @@ def check_values(explanation: Values) -> None:
             probability = candidate.probability
             if not -_ROUNDING <= probability <= 1 + _ROUNDING:
                 raise ValueError(f"candidates: probability: expected 0 to 1, got {probability} for token {step}")
-            if candidate.token_id < 0:
-                raise ValueError(
-                    f"candidates: token_id: expected at least 0, got {candidate.token_id} for token {step}"
-                )
+            if not 0 <= candidate.token_id <= _LARGEST:
+                got = str(candidate.token_id)[:60]
+                raise ValueError(f"candidates: token_id: expected at least 0, within int64, got {got} for token {step}")
+    if maps.layout.answer_start > _LARGEST:
+        raise ValueError(f"answer_start: expected a position, got {str(maps.layout.answer_start)[:60]}")
+    for name, seconds in explanation.elapsed.items():
+        if seconds < 0:
+            raise ValueError(f"elapsed {name!r}: expected seconds >= 0, got {seconds}")
 
 
 def _within(name: str, values: torch.Tensor, expected: str, good: torch.Tensor, nan: bool = False) -> None:

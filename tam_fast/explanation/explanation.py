@@ -18,6 +18,7 @@ import tam_fast.render as render
 from tam_fast.explanation import files
 from tam_fast.explanation.words import Candidate, Word, is_whole, split_words
 from tam_fast.maps.answer import TokenActivationMaps
+from tam_fast.maps.canvas import Canvas
 from tam_fast.maps.layout import Layout
 
 __all__ = ["SOURCES", "Explanation", "Peak", "load"]
@@ -94,8 +95,9 @@ class Explanation:
 
     Notes
     -----
-    A map over several grids (tiles, several images) is a list with one (H, W) tensor a grid; over one grid it is that
-    tensor. :meth:`vector` gives (N,) in either case.
+    A map over one image is one (H, W) tensor: that of its grid, or where it has several (tiles, crops, an overview) all
+    of them joined on one raster, see :meth:`tam_fast.Layout.canvas`. Over several images, or frames of a video, it is a
+    list of such tensors. :meth:`grid` gives the map on one grid, :meth:`vector` (N,) over all cells.
 
     The map of several tokens is the elementwise maximum of theirs: a cell counts for a word if it counts for one of its
     pieces. A mean would fade the piece that names the object with those that only complete the spelling. NaN (possible
@@ -303,11 +305,12 @@ class Explanation:
         return vector
 
     def __getitem__(self, key: int | str | slice | tuple[int, int] | Word) -> torch.Tensor | list[torch.Tensor]:
-        """Return the map of a token, word or span: (H, W) float32, or a list of them if there are several grids.
+        """Return the map of a token, word or span: (H, W) float32, or a list of them if there are several images.
 
         See :meth:`vector` for `key` and what is raised.
         """
-        rasters = self._rasters(key)
+        vector = self.vector(key)
+        rasters = [canvas.join(vector) for canvas in self._canvases]
         return rasters[0] if len(rasters) == 1 else rasters
 
     def span(self, start: int, end: int) -> torch.Tensor | list[torch.Tensor]:
@@ -316,7 +319,7 @@ class Explanation:
         Returns
         -------
         (H, W) float32, or a list of them
-            The elementwise maximum over the tokens; one raster a grid, a list if there are several grids.
+            The elementwise maximum over the tokens; one raster an image, a list if there are several.
 
         Raises
         ------
@@ -330,17 +333,15 @@ class Explanation:
 
         See :meth:`vector` for `key` and what is raised; IndexError as well if there is no such grid.
         """
-        rasters = self._rasters(key)
-        if not -len(rasters) <= g < len(rasters):
-            raise IndexError(f"g: expected a grid from 0 to {len(rasters) - 1}, got {g}")
-        return rasters[g]
+        grids = self.layout.grids
+        if not -len(grids) <= g < len(grids):
+            raise IndexError(f"g: expected a grid from 0 to {len(grids) - 1}, got {g}")
+        start = self.layout.offsets[g % len(grids)]
+        return self.vector(key)[start : start + len(grids[g])].reshape(grids[g].shape)
 
-    def _rasters(self, key: int | str | slice | tuple[int, int] | Word) -> list[torch.Tensor]:
-        vector = self.vector(key)
-        return [
-            vector[start : start + len(grid)].reshape(grid.shape)
-            for start, grid in zip(self.layout.offsets, self.layout.grids, strict=False)
-        ]
+    @cached_property
+    def _canvases(self) -> list[Canvas]:
+        return self.layout.canvases()
 
     def peak(self, key: int | str | slice | tuple[int, int] | Word) -> Peak:
         """Return the strongest cell of the map of a token, word or span.
@@ -371,8 +372,9 @@ class Explanation:
     ) -> Image.Image:
         """Draw the map of a token, word or span on an image.
 
-        Every grid that shows the image is placed by its box; where two overlap (tiles and an overview), the stronger
-        activation counts. Parts that no grid covers are left as they are, and so is the whole image by a flat map.
+        The image's grids are joined (:meth:`tam_fast.Layout.canvas`) and placed by their box; where two overlap (tiles
+        and an overview), the stronger activation counts. Parts that no grid covers are left as they are, and so is the
+        whole image by a flat map.
 
         Parameters
         ----------
@@ -481,10 +483,11 @@ class Explanation:
         return self.images[image]
 
     def _placed(self, key: int | str | slice | tuple[int, int] | Word, image: int) -> list[render.Raster]:
+        vector = self.vector(key)
         return [
-            render.Raster(raster.numpy(), grid.box)
-            for raster, grid in zip(self._rasters(key), self.layout.grids, strict=True)
-            if grid.source == image
+            render.Raster(canvas.join(vector).numpy(), canvas.box)
+            for canvas in self._canvases
+            if canvas.source == image and canvas.frame is None
         ]
 
     # Files ---------------------------------------------------------------------------------------

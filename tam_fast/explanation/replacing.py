@@ -8,8 +8,9 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["FORMAT", "PICTURE_MARK", "check_replaceable", "fitting_stem", "is_ours", "replace_files"]
@@ -24,6 +25,7 @@ PICTURE_MARK = ("Software", "tam_fast")
 _ARRAYS = {"maps", "relevance", "scale", "flat", "context_ids", "target_ids", "token_ids", "offsets"}
 _LONGEST_SUFFIX = len(".safetensors")
 _HEADER = 1 << 20  # bytes that are read of a file to know whose it is
+_PATIENCE = 10.0  # seconds that another run may take to rename its set
 
 
 def replace_files(files: Mapping[Path, bytes]) -> None:
@@ -31,7 +33,8 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
 
     Each is written beside its place and synced, and only when all of them are on the disk are they renamed. If that
     fails, those that were renamed are put back, so that a full disk, a limit or an interruption leaves the old set
-    whole. A link is replaced itself; what it leads to stays.
+    whole. A link is replaced itself; what it leads to stays. Of two runs that write the same names at the same time,
+    one's set is there in the end, where the system can lock folders.
 
     Parameters
     ----------
@@ -46,6 +49,7 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
     written: dict[Path, Path] = {}
     kept: dict[Path, Path] = {}
     done: list[Path] = []
+    turns = ExitStack()
     try:
         for path, data in files.items():
             written[path] = _beside(path)
@@ -53,6 +57,8 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
                 _write(written[path], data)
             except OSError as error:
                 raise _about(error, path) from error
+        for folder in sorted({path.parent for path in files}):
+            turns.enter_context(_turn(folder))
         for path, temporary in written.items():
             # Noted before it is done: an interruption between the two must not leave it unnoticed.
             done.append(path)
@@ -71,8 +77,37 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
         for left in (*written.values(), *kept.values()):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
+        turns.close()
     for folder in {path.parent for path in files}:
         _sync_folder(folder)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other run renames files in a folder, for a while; where folders cannot be locked, not at all."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # One that was stopped must not hold up all others.
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.005)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 def _put_back(path: Path, kept: dict[Path, Path], new: bool) -> None:

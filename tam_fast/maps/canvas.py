@@ -33,6 +33,10 @@ class Canvas:
         0..1 where the processor padded the image.
     grids : tuple of int
         Which grids of the layout are joined.
+    source : int
+        Which image or video they show.
+    frame : int or None
+        Temporal index of a video; None for images.
 
     Notes
     -----
@@ -44,6 +48,8 @@ class Canvas:
     width: int
     box: _Box
     grids: tuple[int, ...]
+    source: int
+    frame: int | None
     _grids: tuple[Grid, ...]
     _offsets: tuple[int, ...]
 
@@ -126,7 +132,9 @@ def canvas_of(grids: Sequence[Grid], offsets: Sequence[int], source: int, frame:
         raise IndexError(f"source: expected one of {known}, whose grids there are, got {what} {source}")
     chosen = tuple(grids[index] for index in wanted)
     if len(chosen) == 1:
-        return Canvas(chosen[0].height, chosen[0].width, chosen[0].box, tuple(wanted), chosen, tuple(offsets))
+        return Canvas(
+            chosen[0].height, chosen[0].width, chosen[0].box, tuple(wanted), source, frame, chosen, tuple(offsets)
+        )
     boxes = [grid.box for grid in chosen]
     box = (
         min(edges[0] for edges in boxes),
@@ -137,4 +145,4 @@ def canvas_of(grids: Sequence[Grid], offsets: Sequence[int], source: int, frame:
     wide = min((grid.box[2] - grid.box[0]) / grid.width for grid in chosen)
     high = min((grid.box[3] - grid.box[1]) / grid.height for grid in chosen)
     width, height = (max(1, round((box[2] - box[0]) / wide)), max(1, round((box[3] - box[1]) / high)))
-    return Canvas(height, width, box, tuple(wanted), chosen, tuple(offsets))
+    return Canvas(height, width, box, tuple(wanted), source, frame, chosen, tuple(offsets))

@@ -104,6 +104,11 @@ class Layout:
         """
         return canvas_of(self.grids, self.offsets, source, frame)
 
+    def canvases(self) -> list[Canvas]:
+        """List the canvas of every image and of every frame of a video, in the order in which they first appear."""
+        shown = dict.fromkeys((grid.source, grid.frame if grid.kind == "video" else None) for grid in self.grids)
+        return [self.canvas(source, frame=frame) for source, frame in shown]
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):
             return NotImplemented

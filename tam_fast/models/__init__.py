@@ -7,9 +7,25 @@ model runs, `heads` the classifier, `text` maps tokens to characters, `processor
 their files.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.families import register
-from tam_fast.models.geometry import layout_of
-from tam_fast.models.support import Support, support
+
+if TYPE_CHECKING:
+    from tam_fast.models.families import register
+    from tam_fast.models.geometry import layout_of
+    from tam_fast.models.supported import Support, support
 
 __all__ = ["ModelNotSupportedError", "Support", "layout_of", "register", "support"]
+
+# Imported when they are used: they need torch, and the command reads images before it loads that.
+_HOMES = {"Support": "supported", "layout_of": "geometry", "register": "families", "support": "supported"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"tam_fast.models.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

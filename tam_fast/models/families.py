@@ -45,9 +45,9 @@ _PADDED = "padded native grid"
 _FIXED = "fixed grid"
 _PROPORTIONS = "proportions kept"
 _ROWS = "rows with break tokens"
-_ANYRES = "whole image first, then a canvas of tiles with newlines"
-_TILES = "tiles, the whole image last"
-_OVERVIEW = "whole image first, then tiles"
+_ANYRES = "overview, then a canvas of tiles"
+_TILES = "tiles, then overview"
+_OVERVIEW = "overview, then tiles"
 
 
 def _family(
@@ -56,8 +56,10 @@ def _family(
     return model_type, Family(title, group, grids, example, videos, **more)
 
 
-def _native(model_type: str, title: str, example: str, videos: bool = True, **more: Any) -> tuple[str, Family]:
-    return _family(model_type, title, _NATIVE, native.native_grids, example, videos, **more)
+def _native(
+    model_type: str, title: str, example: str, videos: bool = True, grids: Any = native.native_grids, **more: Any
+) -> tuple[str, Family]:
+    return _family(model_type, title, _NATIVE, grids, example, videos, **more)
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -74,17 +76,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _native("hyperclovax_vision_v2", "HyperCLOVA X Vision", "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B"),
             _native("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B"),
             _native("ernie4_5_vl_moe", "ERNIE 4.5 VL", "baidu/ERNIE-4.5-VL-28B-A3B-PT"),
-            _native("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL"),
+            _native("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL", videos=False),
             _native("cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct"),
             _native("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge"),
             _native("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano"),
-            _native("minimax_m3_vl", "MiniMax-M3", "MiniMaxAI/MiniMax-M3"),
+            _native("minimax_m3_vl", "MiniMax-M3", "MiniMaxAI/MiniMax-M3", grids=native.minimax_grids),
             _native("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B"),
-            _native("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking"),
-            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V"),
-            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V"),
-            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR"),
-            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking"),
+            _native("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids),
+            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", grids=native.glm_grids),
+            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", grids=native.glm_grids),
+            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", grids=native.glm_grids),
+            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids),
             _family(
                 "video_llama_3",
                 "Video-LLaMA 3",

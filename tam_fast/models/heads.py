@@ -139,18 +139,20 @@ class Head:
 
     def bias(self, token_ids: Tensor) -> Tensor | None:
         """Return what is added to the logits of some tokens (n,), float32 on the CPU; None if nothing is."""
-        module = self.module
+        module, added = self.module, _adapted_bias(self.module, token_ids)
         while hasattr(module, "base_layer"):
             module = module.base_layer
         bias = getattr(module, "bias", None)
         bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
         if not isinstance(bias, Tensor) or bias.ndim != 1:
-            return None
+            return added
         if bias.device.type == "meta":
             with _Fetched(module):
-                fetched: Tensor = module.bias.detach()
-                return fetched[token_ids.to(fetched.device)].float().cpu()
-        return bias.detach()[token_ids.to(bias.device)].float().cpu()
+                bias = module.bias.detach()
+                some = bias[token_ids.to(bias.device)].float().cpu()
+        else:
+            some = bias.detach()[token_ids.to(bias.device)].float().cpu()
+        return some if added is None else some + added
 
 
 def _plain_weight(module: Any) -> Tensor | None:
@@ -160,7 +162,7 @@ def _plain_weight(module: Any) -> Tensor | None:
     weight = _weight(module)
     if weight is None or weight.ndim != 2 or weight.dtype not in _FLOATS or weight.device.type == "meta":
         return None
-    return None if _can_dequantise(weight) else weight.detach()
+    return None if _can_dequantise(weight) or weight.layout != torch.strided else weight.detach()
 
 
 def _is_tied(module: Any, model: Any) -> bool:
@@ -224,7 +226,7 @@ def _rows(module: Any, token_ids: Tensor) -> Tensor | None:
             return weight.detach()[token_ids.to(weight.device)].clone()
     if weight is not None and _can_dequantise(weight):
         return weight.dequantize()[token_ids.to(weight.device)]
-    if weight is not None and weight.dtype in _FLOATS and weight.ndim == 2:
+    if weight is not None and weight.dtype in _FLOATS and weight.ndim == 2 and weight.layout == torch.strided:
         return weight.detach()[token_ids.to(weight.device)]
     if callable(getattr(module, "dequantize", None)):  # HQQ
         whole = module.dequantize()
@@ -257,3 +259,16 @@ def _adapted_rows(module: Any, token_ids: Tensor) -> Tensor | None:
         some = b.detach()[token_ids.to(b.device)].float()
         rows = rows + (module.scaling[name] * (some @ a.detach().float())).to(rows.device)
     return rows
+
+
+def _adapted_bias(module: Any, token_ids: Tensor) -> Tensor | None:
+    """Return what LoRA adapters with a bias of their own (``lora_bias``) add to some logits; None if nothing."""
+    if not hasattr(module, "lora_B") or _is_idle(module):
+        return None
+    found = None
+    for name in module.active_adapters:
+        bias = getattr(module.lora_B[name], "bias", None) if name in module.lora_B else None
+        if isinstance(bias, Tensor):
+            some = module.scaling[name] * bias.detach()[token_ids.to(bias.device)].float().cpu()
+            found = some if found is None else found + some
+    return found

@@ -72,7 +72,7 @@ def prepare_inputs(
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
+    model : transformers.PreTrainedModel or PreTrainedConfig
     processor : transformers.ProcessorMixin
     images : sequence of PIL images
     prompt : str
@@ -92,6 +92,7 @@ def prepare_inputs(
         If model type, processor or tokenizer are not supported; the message says what is missing.
     """
     family = family_of(model)
+    config = getattr(model, "config", model)
     if not isinstance(prompt, str):
         raise TypeError(f"prompt: expected a string, got {type(prompt).__name__}")
     if not prompt.strip():
@@ -126,11 +127,11 @@ def prepare_inputs(
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
     if tokens.typed:
-        inputs, places = with_users_texts(model.config, processor, inputs, rendered, tokens, replaced)
+        inputs, places = with_users_texts(config, processor, inputs, rendered, tokens, replaced)
     else:
-        places = find_places(model.config, processor, ids[0], rendered, tokens, replaced)
+        places = find_places(config, processor, ids[0], rendered, tokens, replaced)
     ids = inputs["input_ids"]
-    source = VisualInput(model.config, processor, ids[0], {**found, **inputs}, [image.size for image in images])
+    source = VisualInput(config, processor, ids[0], {**found, **inputs}, [image.size for image in images])
     grids = family.grids(source)
     positions = _users_words(processor, ids[0], places)
     if not positions.numel():

@@ -296,6 +296,8 @@ class record:
         if not self._own or threading.get_ident() != self._thread:
             return
         self._own = False
+        if self._cache is None:  # some models make the first call's cache themselves
+            self._cache = next((found for name in _CACHES if (found := getattr(output, name, None)) is not None), None)
         logits = getattr(output, "logits", None)
         if self._recording.trouble:
             return
@@ -314,8 +316,8 @@ def verify(head: Head, points: Points) -> str:
     """Verify that a head's rows times states are the logits that a model gave; return what is wrong, or ''.
 
     The product of each state and each token's row, bias added, must be what the lm_head gave, within the rounding of
-    its number format; and what the model returned must be that, times one factor or capped
-    (``final_logit_softcapping``) for all. States that are not finite are let pass: maps refuse them and say where.
+    its number format; and what the model returned must be that, times one positive factor or
+    capped (``final_logit_softcapping``) for all. States that are not finite are let pass: maps refuse them and say where.
     """
     ids = points.token_ids
     if head.plain is not None:
@@ -383,6 +385,8 @@ def _same_up_to_a_transform(points: Points, head: Head) -> str:
         raw = logits if cap is None else cap * torch.atanh((logits / cap).clamp(-0.999999, 0.999999))
         fitted = (raw * scored).sum() / (scored * scored).sum().clamp_min(1e-30)
         for factor in (torch.ones_like(fitted), fitted):
+            if factor <= 0 and bool(scored.any()):
+                continue  # the likeliest tokens would be the least likely ones of the lm_head
             expected = factor * scored
             if cap is not None:
                 expected = cap * torch.tanh(expected / cap)

@@ -10,7 +10,7 @@ import torch
 
 from tam_fast.models.errors import ModelNotSupportedError
 
-__all__ = ["input_device", "uncompiled", "unwrap"]
+__all__ = ["check_weights", "input_device", "uncompiled", "unwrap"]
 
 
 def unwrap(model: Any) -> Any:
@@ -71,6 +71,30 @@ def uncompiled(model: Any, always: bool = False) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def check_weights(model: Any) -> None:
+    """Refuse weights on the ``meta`` device, which have no values, unless a hook (accelerate's) fetches them.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        Names the first one: a product with it is an error at best, and at worst whatever memory held.
+    """
+    fetched: tuple[str, ...] = ()  # names of modules whose hook fetches all that is in them
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        hook = getattr(module, "_hf_hook", None)
+        if any(getattr(part, "place_submodules", False) for part in getattr(hook, "hooks", (hook,))):
+            fetched = (*fetched, prefix)
+        if hook is not None or prefix.startswith(fetched):
+            continue
+        for own, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if weight.device.type == "meta":
+                raise ModelNotSupportedError(
+                    f"model: expected weights that have values, got {prefix}{own} of "
+                    f"{type(model).__name__} on the meta device, offloaded without a hook that fetches it"
+                )
 
 
 def input_device(model: Any) -> torch.device:

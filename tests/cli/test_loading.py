@@ -68,6 +68,7 @@ def test_unsupported_model(models: Path, tmp_path: Path, photo: Path, monkeypatc
         ("./missing", "got './missing', which does not exist"),
         ("missing", "got 'missing', which does not exist"),
         ("photo.jpg", "got 'photo.jpg', which is a file"),
+        ("/dev/null", "got '/dev/null', which is no folder"),
         ("folder", "got 'folder', which has no config.json"),
         ("broken", "--model: cannot use 'broken'"),
         ("text", "--model: cannot use 'text'"),
@@ -89,6 +90,7 @@ def test_models_that_cannot_be_loaded(
 def test_devices(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_fails(run("explain", photo, "--device", "nosuch"), 2, "--device: expected one that torch can use here")
+    assert_fails(run("explain", photo, "--device", "meta"), 2, "got 'meta' (it keeps no values)")
     if not torch.cuda.is_available():
         assert_fails(run("explain", photo, "--device", "cuda"), 2, "--device: expected one that torch can use here")
     assert find_device("cpu") == torch.device("cpu")

@@ -138,6 +138,21 @@ def test_models_that_are_refused(qwen):
     assert tam_fast.Explainer is Explainer
 
 
+@pytest.mark.parametrize("part", ["model.visual.merger", "model.language_model.layers.1", "lm_head", ""])
+def test_weights_without_values_are_refused_before_the_model_runs(qwen, part):
+    model = qwen_model(qwen.processor)
+    model.get_submodule(part).to("meta")
+    with pytest.raises(ModelNotSupportedError, match=rf"model: expected weights that have values, got {part}.* meta"):
+        Explainer(model, qwen.processor)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_embeds_is_refused(qwen):
+    model = qwen_model(qwen.processor)
+    model.resize_token_embeddings(300)
+    with pytest.raises(ModelNotSupportedError, match=r"processor: .* which embeds 300 tokens, got token id \d+"):
+        Explainer(model, qwen.processor).explain(picture(), PROMPT)
+
+
 def test_processor_of_another_model_is_refused(qwen):
     model = qwen_model(qwen.processor)
     model.config.image_token_id = 5

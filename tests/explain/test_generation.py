@@ -110,9 +110,12 @@ def test_answer_of_nothing_but_the_end_mark_is_refused(qwen, ends):
     "settings, message",
     [
         ({"num_beams": 3}, "num_beams = 1 .*got 3"),
+        ({"num_beams": 0}, "num_beams = 1 .*got 0"),
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences = 1"),
+        ({"num_return_sequences": 0}, "num_return_sequences = 1"),
         ({"assistant_model": object()}, "assisted"),
         ({"prompt_lookup_num_tokens": 3}, "assisted"),
+        ({"assistant_early_exit": 1}, "assisted"),
         ({"streamer": object()}, r"Explainer.stream"),
         ({"input_ids": torch.zeros(1, 2)}, "made of images and prompt"),
         ({"output_attentions": True}, "output_attentions"),
@@ -126,6 +129,11 @@ def test_generate_arguments_that_are_refused(qwen, settings, message):
     with pytest.raises(ValueError, match=message):
         list(qwen.stream(picture(), PROMPT, max_new_tokens=3, **settings))
     assert hooks(qwen.model) == 0
+
+
+def test_a_generation_configuration_is_an_object(qwen):
+    with pytest.raises(TypeError, match="generation_config: expected a transformers.GenerationConfig, got dict"):
+        qwen.explain(picture(), PROMPT, generation_config={"max_new_tokens": 3})
 
 
 def test_generation_configuration_is_heeded(qwen):

@@ -216,6 +216,18 @@ def test_errors_of_the_model_come_out_and_leave_nothing(qwen):
         next(stream)
 
 
+def test_an_error_that_would_end_a_loop_does_not_pass_for_the_answers_end(qwen):
+    def stop(module, inputs, output):
+        raise StopIteration("mine")
+
+    handle = qwen.model.register_forward_hook(stop)
+    try:
+        with pytest.raises(RuntimeError, match="got StopIteration: mine"):
+            list(qwen.stream(picture(), PROMPT, **GREEDY))
+    finally:
+        handle.remove()
+
+
 def test_the_model_can_be_used_between_steps(qwen):
     import transformers
 

@@ -35,8 +35,8 @@ def test_token_index_counts_from_both_ends_and_gives_a_copy() -> None:
     assert len(list(e)) == len(e)  # type: ignore[call-overload]
 
 
-def test_several_grids_give_a_list() -> None:
-    e = make_explanation(shapes=((2, 3), (4, 1)))
+def test_several_images_give_a_list() -> None:
+    e = make_explanation(shapes=((2, 3), (4, 1)), sources=(0, 1))
     maps = e["red"]
     assert isinstance(maps, list)
     assert [tuple(m.shape) for m in maps] == [(2, 3), (4, 1)]
@@ -45,6 +45,13 @@ def test_several_grids_give_a_list() -> None:
         assert torch.equal(raster, e.grid("red", g))
     with pytest.raises(IndexError, match=r"g: expected a grid from 0 to 1, got 2"):
         e.grid("red", 2)
+
+
+def test_tiles_of_one_image_give_one_map() -> None:
+    boxes = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
+    e = make_explanation(shapes=((2, 3), (2, 3)), boxes=boxes)
+    assert torch.equal(e["red"], torch.cat([e.grid("red", 0), e.grid("red", 1)], dim=1))  # type: ignore[arg-type]
+    assert torch.equal(e.span(1, 2), e["red"])  # type: ignore[arg-type]
 
 
 def test_nan_is_passed_over() -> None:

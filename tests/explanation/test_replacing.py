@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,45 @@ def test_a_file_system_that_cannot_sync(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", no_sync)
     replace_files({tmp_path / "a": b"new"})
+    assert content(tmp_path) == {"a": b"new"}
+
+
+def test_sets_of_two_writers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed, go_on = threading.Event(), threading.Event()
+    original = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        moved = original(path, target)
+        if target.name == NAMES[0] and not renamed.is_set():
+            # The first writer waits among its renames; the second one is let in meanwhile.
+            renamed.set()
+            go_on.wait(0.3)
+        return moved
+
+    monkeypatch.setattr(Path, "replace", replace)
+    writers = [
+        threading.Thread(target=replace_files, args=({tmp_path / name: tag for name in NAMES},))
+        for tag in (b"one", b"two")
+    ]
+    writers[0].start()
+    assert renamed.wait(10)
+    writers[1].start()
+    for writer in writers:
+        writer.join(10)
+    assert content(tmp_path) == dict.fromkeys(NAMES, b"two")
+
+
+def test_a_folder_that_somebody_holds_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tam_fast.explanation.replacing._PATIENCE", 0.05)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        replace_files({tmp_path / "a": b"new"})
+    finally:
+        os.close(handle)
     assert content(tmp_path) == {"a": b"new"}
 
 

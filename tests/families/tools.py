@@ -13,7 +13,8 @@ TEMPLATE = (
     "{{% for message in messages %}}<|im_start|>{{{{ message['role'] }}}}\n"
     "{{% if message['content'] is string %}}{{{{ message['content'] }}}}{{% else %}}"
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}"
-    "{{% elif part['type'] == 'video' %}}{video}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}{{% endif %}}"
+    "{{% elif part['type'] == 'video' %}}{video}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
+    "{{% endif %}}"
     "<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
 )
 

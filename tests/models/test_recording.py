@@ -143,6 +143,8 @@ def test_one_factor_for_all_logits_is_taken_and_a_mixture_is_not(model, factor):
     good = points(model)
     scaled = Points(good.states, good.token_ids, good.scored, factor * good.scored)
     assert verify(Head(model), scaled) == ""
+    turned = Points(good.states, good.token_ids, good.scored, -factor * good.scored)
+    assert "scaled or capped" in verify(Head(model), turned)
     mixed = Points(good.states, good.token_ids, good.scored, factor * good.scored + 0.3 * good.scored.roll(1, dims=0))
     assert "scaled or capped" in verify(Head(model), mixed)
 
