@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import conftest_cli
 import pytest
 import tolerances
 import typer.main
@@ -21,7 +22,7 @@ from places import ROOT
 from tam_fast.backends.selection import BACKENDS
 from tam_fast.cli.app import app
 from tam_fast.cli.console import EPILOG, ExitCode
-from tam_fast.models.families import FAMILIES, IMPOSSIBLE
+from tam_fast.models.families import FAMILIES
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
@@ -278,10 +279,23 @@ def test_tolerances() -> None:
         assert eval(shown[key].replace("^", "**")) == pytest.approx(value, rel=1e-12), key
 
 
-def test_models() -> None:
-    rows = table(read("README.md"), "model")
-    assert [kind for row in rows for kind in re.findall(r"`(\w+)`", row[1])] == list(FAMILIES)
+def between(text: str, name: str) -> str:
+    """Return what stands between the comments ``<!-- name -->`` and ``<!-- /name -->``."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    return text[text.index(begin) + len(begin) : text.index(end)]
+
+
+def test_table_of_models() -> None:
+    """The table is what the command prints; ``tam-fast models --markdown`` makes it anew."""
+    shown = between(read("docs/models.md"), "models").splitlines()
+    assert shown == conftest_cli.run("models", "--markdown").stdout.splitlines()
+
+
+def test_families_of_the_readme() -> None:
+    groups: dict[str, list[str]] = {}
     for family in FAMILIES.values():
-        assert any(family.title in row[0] for row in rows)
-    refused = re.findall(r"`([\w-]+)`", " ".join(row[0] for row in table(read("docs/python.md"), "models")))
-    assert refused == list(IMPOSSIBLE)
+        if not family.unproven:
+            groups.setdefault(family.group, []).append(family.title)
+    expected = ["| layout of the visual tokens | families |", "|---|---|"]
+    expected += [f"| {group} | {', '.join(titles)} |" for group, titles in groups.items()]
+    assert between(read("README.md"), "families").splitlines() == expected
