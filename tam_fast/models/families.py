@@ -40,6 +40,10 @@ _LLAVA_TEMPLATE = (
 )
 
 
+# What processors write beside the frames of a video.
+_SECONDS = r"<[0-9.]+ seconds>"
+_GLM = {"grids": native.glm_grids, "behind_frame": r"[0-9.]+ seconds"}
+
 _NATIVE = "native grid"
 _PADDED = "padded native grid"
 _FIXED = "fixed grid"
@@ -67,26 +71,36 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         [
             _native("qwen2_vl", "Qwen2-VL", "Qwen/Qwen2-VL-7B-Instruct"),
             _native("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct"),
-            _native("qwen3_vl", "Qwen3-VL", "Qwen/Qwen3-VL-4B-Instruct"),
-            _native("qwen3_vl_moe", "Qwen3-VL MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
-            _native("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B"),
-            _native("qwen3_5_moe", "Qwen3.5 MoE", "Qwen/Qwen3.5-35B-A3B"),
-            _native("qwen4_exp", "Qwen4", "Qwen/Qwen4-Exp"),
+            _native("qwen3_vl", "Qwen3-VL", "Qwen/Qwen3-VL-4B-Instruct", before_frame=_SECONDS),
+            _native("qwen3_vl_moe", "Qwen3-VL MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct", before_frame=_SECONDS),
+            _native("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B", before_frame=_SECONDS),
+            _native("qwen3_5_moe", "Qwen3.5 MoE", "Qwen/Qwen3.5-35B-A3B", before_frame=_SECONDS),
+            _native("qwen4_exp", "Qwen4", "Qwen/Qwen4-Exp", before_frame=_SECONDS),
             _native("exaone4_5", "EXAONE 4.5", "LGAI-EXAONE/EXAONE-4.5-33B"),
             _native("hyperclovax_vision_v2", "HyperCLOVA X Vision", "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B"),
-            _native("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B"),
+            _native("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", before_frame=_SECONDS),
             _native("ernie4_5_vl_moe", "ERNIE 4.5 VL", "baidu/ERNIE-4.5-VL-28B-A3B-PT"),
             _native("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL", videos=False),
-            _native("cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct"),
-            _native("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge"),
-            _native("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano"),
-            _native("minimax_m3_vl", "MiniMax-M3", "MiniMaxAI/MiniMax-M3", grids=native.minimax_grids),
-            _native("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B"),
-            _native("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids),
-            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", grids=native.glm_grids),
-            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", grids=native.glm_grids),
-            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", grids=native.glm_grids),
-            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids),
+            _native(
+                "cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct", before_frame=_SECONDS
+            ),
+            _native("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", before_frame=_SECONDS),
+            _native("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", before_frame=_SECONDS),
+            _native(
+                "minimax_m3_vl",
+                "MiniMax-M3",
+                "MiniMaxAI/MiniMax-M3",
+                grids=native.minimax_grids,
+                before_frame=r"\]<\][0-9.]+ seconds\[>\[",
+            ),
+            _native("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", before_frame=r"Time: [0-9.]+s"),
+            _native(
+                "glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=r"[0-9]+"
+            ),
+            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", grids=native.glm_grids, behind_frame=r"[0-9]+"),
+            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", **_GLM),
+            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", **_GLM),
+            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", **_GLM),
             _family(
                 "video_llama_3",
                 "Video-LLaMA 3",

@@ -33,6 +33,8 @@ class Family:
     answer_values : mapping of str to int
         Values that per-position inputs have at the answer's positions, where they are not 1 in the attention mask and
         0 in ``token_type_ids`` and the like.
+    before_frame, behind_frame : str
+        Patterns of what the processor writes before and behind each frame of a video, such as its time.
     unproven : str
         Why the layout could not be proven by pixels; '' where it was.
     """
@@ -45,4 +47,6 @@ class Family:
     chat_template: str | None = None
     answer_prefix: str = ""
     answer_values: Mapping[str, int] = field(default_factory=dict)
+    before_frame: str = ""
+    behind_frame: str = ""
     unproven: str = ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from tam_fast.maps.layout import Layout
 from tam_fast.models.families import family_of
 from tam_fast.models.layouts.source import VisualInput
+from tam_fast.models.timestamps import without_timestamps
 from tam_fast.models.turns import users_positions
 
 __all__ = ["layout_of"]
@@ -72,7 +73,8 @@ def layout_of(
     count = 1 + max((grid.source for grid in grids if grid.kind != "video"), default=-1)
     if sizes is not None and len(sizes) != count:
         raise ValueError(f"image_sizes: expected (width, height) of {count} images, got {len(sizes)}")
-    return Layout(grids, users_positions(config, processor, family, ids), int(ids.numel()))
+    words = users_positions(config, processor, family, ids)
+    return Layout(grids, without_timestamps(processor, family, ids, grids, words), int(ids.numel()))
 
 
 def _ids(inputs: Mapping[str, Any]) -> Tensor:

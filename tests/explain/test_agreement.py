@@ -273,6 +273,23 @@ def test_an_adapter_on_the_head_is_merged(special):
     torch.testing.assert_close(official.maps.maps, truth.maps.maps, rtol=0, atol=1e-4, equal_nan=True)
 
 
+def test_an_adapter_with_a_bias_of_its_own_is_understood():
+    peft = pytest.importorskip("peft")
+    model, processor = make("qwen2")
+    torch.manual_seed(0)
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(model.lm_head.out_features))
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["lm_head"], init_lora_weights=False, bias="none", lora_bias=True
+    )
+    adapted = peft.get_peft_model(model, settings).eval()
+    torch.nn.init.normal_(adapted.base_model.model.lm_head.lora_B["default"].bias)
+    explainer = Explainer(adapted, processor)
+    e = explainer.explain(picture(), PROMPT, **GREEDY)
+    agrees(e, explainer)
+    with adapted.disable_adapter():
+        assert explainer.explain(picture(), PROMPT, **GREEDY).source == "generated"
+
+
 def test_an_adapter_on_a_head_that_is_tied_to_the_input_is_refused():
     peft = pytest.importorskip("peft")
     model, processor = tam_fast.load_demo()
@@ -309,12 +326,17 @@ def heads():
     def opaque(head):
         return Opaque(head.weight.detach()), lambda module: module.hidden[0]
 
+    def sparse(head):
+        rows = head.weight.detach()
+        head.weight = torch.nn.Parameter(rows.to_sparse_csr(), requires_grad=False)
+        return head, lambda module: rows
+
     def quantised(head):
         holder = torch.nn.Sequential(head)
         torch.ao.quantization.quantize_dynamic(holder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
         return holder[0], lambda module: module.weight().dequantize()
 
-    return [normed, normed_by_a_hook, biased, opaque, quantised]
+    return [normed, normed_by_a_hook, biased, opaque, sparse, quantised]
 
 
 @pytest.mark.filterwarnings("ignore")
