@@ -42,7 +42,7 @@ _LLAVA_TEMPLATE = (
 
 # What processors write beside the frames of a video.
 _SECONDS = r"<[0-9.]+ seconds>"
-_GLM = {"grids": native.glm_grids, "behind_frame": r"[0-9.]+ seconds"}
+_GLM_SECONDS = r"[0-9.]+ seconds"
 
 _NATIVE = "native grid"
 _PADDED = "padded native grid"
@@ -98,9 +98,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=r"[0-9]+"
             ),
             _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", grids=native.glm_grids, behind_frame=r"[0-9]+"),
-            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", **_GLM),
-            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", **_GLM),
-            _native("glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", **_GLM),
+            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", grids=native.glm_grids, behind_frame=_GLM_SECONDS),
+            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", grids=native.glm_grids, behind_frame=_GLM_SECONDS),
+            _native(
+                "glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=_GLM_SECONDS
+            ),
             _family(
                 "video_llama_3",
                 "Video-LLaMA 3",

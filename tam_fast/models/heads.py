@@ -148,10 +148,9 @@ class Head:
             return added
         if bias.device.type == "meta":
             with _Fetched(module):
-                bias = module.bias.detach()
-                some = bias[token_ids.to(bias.device)].float().cpu()
+                some = _some(module.bias, token_ids)
         else:
-            some = bias.detach()[token_ids.to(bias.device)].float().cpu()
+            some = _some(bias, token_ids)
         return some if added is None else some + added
 
 
@@ -261,6 +260,10 @@ def _adapted_rows(module: Any, token_ids: Tensor) -> Tensor | None:
     return rows
 
 
+def _some(bias: Tensor, token_ids: Tensor) -> Tensor:
+    return bias.detach()[token_ids.to(bias.device)].float().cpu()
+
+
 def _adapted_bias(module: Any, token_ids: Tensor) -> Tensor | None:
     """Return what LoRA adapters with a bias of their own (``lora_bias``) add to some logits; None if nothing."""
     if not hasattr(module, "lora_B") or _is_idle(module):
@@ -269,6 +272,6 @@ def _adapted_bias(module: Any, token_ids: Tensor) -> Tensor | None:
     for name in module.active_adapters:
         bias = getattr(module.lora_B[name], "bias", None) if name in module.lora_B else None
         if isinstance(bias, Tensor):
-            some = module.scaling[name] * bias.detach()[token_ids.to(bias.device)].float().cpu()
+            some = module.scaling[name] * _some(bias, token_ids)
             found = some if found is None else found + some
     return found

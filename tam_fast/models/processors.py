@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -15,23 +16,6 @@ from tam_fast.models.folders import check_processor_files, read_object
 __all__ = ["image_only_processor_class", "load_processor"]
 
 
-@dataclass(frozen=True)
-class _Placeholders:
-    """The strings that a processor class puts where an image or a video goes, unless its tokenizer names others."""
-
-    image_token: str
-    video_token: str
-
-
-# Processor classes that take a video processor, which transformers cannot build without torchvision, although images
-# need none. Only data: image_only_processor_class() makes the two-argument subclass.
-_WITH_VIDEO: Mapping[str, _Placeholders] = MappingProxyType(
-    {
-        "Qwen2VLProcessor": _Placeholders("<|image_pad|>", "<|video_pad|>"),
-        "Qwen2_5_VLProcessor": _Placeholders("<|image_pad|>", "<|video_pad|>"),
-    }
-)
-
 # For folders that hold a model's config.json but do not name their processor class.
 _CLASS_OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
     {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "llava": "LlavaProcessor"}
@@ -41,18 +25,25 @@ _CLASS_OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 
+class _NoVideos:
+    """Stands for a video processor while a processor is made."""
+
+
+_initialising: ContextVar[bool] = ContextVar("initialising", default=False)
+
+
 @cache
 def image_only_processor_class(name: str) -> Any:
     """Return the transformers processor class `name` without its video processor.
 
-    The class is built of an image processor and a tokenizer, ``cls(image_processor, tokenizer, chat_template=None)``,
-    so that it needs no torchvision; everything about images is inherited. It bears the name of its base, so that a
-    folder it saves can be loaded by the base class as well.
+    Its video processor needs torchvision, although images need none. The class takes what its base takes, but for that:
+    ``cls(image_processor, tokenizer, chat_template=None)``; everything about images is inherited. It bears the name of
+    its base, so that a folder it saves can be loaded by the base class as well.
 
     Parameters
     ----------
     name : str
-        ``"Qwen2VLProcessor"`` or ``"Qwen2_5_VLProcessor"``.
+        Such as ``"Qwen2VLProcessor"`` or ``"Qwen3VLProcessor"``.
 
     Returns
     -------
@@ -64,22 +55,31 @@ def image_only_processor_class(name: str) -> Any:
     ValueError
         If `name` is no processor class that takes a video processor.
     """
-    import transformers
-
-    mixin: Any = transformers.ProcessorMixin
-    if name not in _WITH_VIDEO:
-        raise ValueError(f"name: expected one of {sorted(_WITH_VIDEO)}, got {name!r}")
-    base: Any = getattr(transformers, name)
-    placeholders = _WITH_VIDEO[name]
+    base = _class_with_videos(name)
+    if base is None:
+        raise ValueError(f"name: expected a processor class of transformers that takes a video processor, got {name!r}")
+    every = list(base.get_attributes())
+    # In the order of the arguments below, in which transformers hands them over.
+    kept = [one for one in ("image_processor", "tokenizer", "feature_extractor") if one in every]
+    accepted = inspect.signature(base.__init__).parameters
 
     def __init__(
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_kwargs: Any
+        self: Any,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        feature_extractor: Any = None,
+        chat_template: Any = None,
+        **kwargs: Any,
     ) -> None:
-        for kind in ("image", "video"):
-            token = getattr(tokenizer, f"{kind}_token", None) or getattr(placeholders, f"{kind}_token")
-            setattr(self, f"{kind}_token", token)
-            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(token))
-        mixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        own = (image_processor, tokenizer, feature_extractor)
+        given = {**kwargs, **dict(zip(kept, own, strict=False)), "chat_template": chat_template}
+        given = {key: value for key, value in given.items() if key in accepted and key != "video_processor"}
+        token = _initialising.set(True)
+        try:
+            base.__init__(self, video_processor=_NoVideos(), **given)
+        finally:
+            _initialising.reset(token)
+        del self.video_processor
 
     def __call__(self: Any, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
         if videos is not None:
@@ -90,12 +90,39 @@ def image_only_processor_class(name: str) -> Any:
         # The class is made at run time: pickle and copy find it by calling this function again.
         return _rebuild, (name, dict(self.__dict__))
 
+    def get_attributes(_cls: Any) -> list[str]:
+        return every if _initialising.get() else kept
+
+    def check_argument_for_proper_class(self: Any, attribute: str, argument: Any) -> Any:
+        if isinstance(argument, _NoVideos):
+            return _NoVideos
+        return super(cls, self).check_argument_for_proper_class(attribute, argument)
+
     cls: Any = type(
         name,
         (base,),
-        {"__init__": __init__, "__call__": __call__, "__reduce__": __reduce__, "__module__": __name__},
+        {
+            "__init__": __init__,
+            "__call__": __call__,
+            "__reduce__": __reduce__,
+            "__module__": __name__,
+            "get_attributes": classmethod(get_attributes),
+            "check_argument_for_proper_class": check_argument_for_proper_class,
+        },
     )
     return cls
+
+
+def _class_with_videos(name: str | None) -> Any:
+    """Find a processor class of transformers that takes images and a video processor; None if it is none."""
+    import transformers
+
+    try:
+        found = getattr(transformers, str(name), None)
+        attributes = found.get_attributes() if found is not None else ()
+    except Exception:  # stand-ins for classes whose requirements are missing raise on every use
+        return None
+    return found if {"image_processor", "tokenizer", "video_processor"} <= set(attributes) else None
 
 
 def _rebuild(name: str, state: dict[str, Any]) -> Any:
@@ -134,8 +161,8 @@ def _processor_class_name(path_or_id: str, kwargs: Mapping[str, Any]) -> str | N
 def load_processor(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Any:
     """Load the processor of a vision-language model, with or without torchvision.
 
-    ``AutoProcessor`` is used where it works. Where a Qwen2-VL or Qwen2.5-VL processor cannot be had because its video
-    part is missing (transformers has it only with torchvision), the same files are loaded without it
+    ``AutoProcessor`` is used where it works. Where a processor cannot be had because its video part is missing
+    (transformers has it only with torchvision), the same files are loaded without it
     (:func:`image_only_processor_class`); images are then prepared by the PIL image processor.
 
     Parameters
@@ -201,9 +228,9 @@ def _from_pretrained(location: str, is_folder: bool, kwargs: Mapping[str, Any]) 
         if isinstance(error, OSError) and not is_folder:
             raise
         name = _processor_class_name(location, kwargs)
-        if name not in _WITH_VIDEO:
+        if _class_with_videos(name) is None:
             raise
-        return image_only_processor_class(name).from_pretrained(location, **kwargs)
+        return image_only_processor_class(str(name)).from_pretrained(location, **kwargs)
 
 
 _READ = ("config.json", "token")  # in the names of the files that transformers reads

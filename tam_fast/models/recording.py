@@ -316,8 +316,8 @@ def verify(head: Head, points: Points) -> str:
     """Verify that a head's rows times states are the logits that a model gave; return what is wrong, or ''.
 
     The product of each state and each token's row, bias added, must be what the lm_head gave, within the rounding of
-    its number format; and what the model returned must be that, times one positive factor or
-    capped (``final_logit_softcapping``) for all. States that are not finite are let pass: maps refuse them and say where.
+    its number format; and what the model returned must be that, times one positive factor or capped
+    (``final_logit_softcapping``) for all. States that are not finite are let pass: maps refuse them and say where.
     """
     ids = points.token_ids
     if head.plain is not None:

@@ -52,7 +52,7 @@ def without_timestamps(
             edge = int(grid.positions[0 if step < 0 else -1]) + step
             for _ in range(_MARKS):
                 edge += 0 if edge in text else step
-            places = []
+            places: list[int] = []
             while edge in text and len(places) < _LENGTH:
                 places.append(edge)
                 edge += step

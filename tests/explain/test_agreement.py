@@ -326,17 +326,12 @@ def heads():
     def opaque(head):
         return Opaque(head.weight.detach()), lambda module: module.hidden[0]
 
-    def sparse(head):
-        rows = head.weight.detach()
-        head.weight = torch.nn.Parameter(rows.to_sparse_csr(), requires_grad=False)
-        return head, lambda module: rows
-
     def quantised(head):
         holder = torch.nn.Sequential(head)
         torch.ao.quantization.quantize_dynamic(holder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
         return holder[0], lambda module: module.weight().dequantize()
 
-    return [normed, normed_by_a_hook, biased, opaque, sparse, quantised]
+    return [normed, normed_by_a_hook, biased, opaque, quantised]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -129,6 +129,11 @@ def test_models_that_are_refused(qwen):
         model.lm_head = quantised
         with pytest.raises(ModelNotSupportedError, match=r"int8.*quantisation"):
             Explainer(model, processor)
+        sparse = torch.nn.Linear(4, 3)
+        sparse.weight = torch.nn.Parameter(sparse.weight.detach().to_sparse(), requires_grad=False)
+        model.lm_head = sparse
+        with pytest.raises(ModelNotSupportedError, match="rows can be read"):
+            Explainer(model, processor)
         model.lm_head = torch.nn.Linear(4, 3, device="meta")
         with pytest.raises(ModelNotSupportedError, match="offloaded"):
             Explainer(model, processor)

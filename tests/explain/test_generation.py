@@ -132,7 +132,7 @@ def test_generate_arguments_that_are_refused(qwen, settings, message):
 
 
 def test_a_generation_configuration_is_an_object(qwen):
-    with pytest.raises(TypeError, match="generation_config: expected a transformers.GenerationConfig, got dict"):
+    with pytest.raises(TypeError, match=r"generation_config: expected a transformers\.GenerationConfig, got dict"):
         qwen.explain(picture(), PROMPT, generation_config={"max_new_tokens": 3})
 
 

