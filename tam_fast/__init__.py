@@ -30,6 +30,7 @@ _HOMES = {
     "activation_maps": "maps.answer",
     "backend_info": "backends.selection",
     "estimated_causal_inference": "operators",
+    "explain_states": "explain",
     "layout_of": "models.geometry",
     "least_squares_scale": "operators",
     "load": "explanation",

@@ -5,7 +5,7 @@ from tam_fast import backends, demo, explain, explanation, maps, models, operato
 from tam_fast._version import __version__
 from tam_fast.backends.selection import backend_info, use_backend
 from tam_fast.demo import load_demo
-from tam_fast.explain import Explainer
+from tam_fast.explain import Explainer, explain_states
 from tam_fast.explanation import Explanation, load
 from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.layout import Grid, Layout
@@ -33,6 +33,7 @@ __all__ = [
     "demo",
     "estimated_causal_inference",
     "explain",
+    "explain_states",
     "explanation",
     "layout_of",
     "least_squares_scale",

@@ -154,10 +154,16 @@ def read(path: str | os.PathLike[str], make: Callable[..., _Made]) -> _Made:
 
 
 def _pair(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    path = Path(path)
+    try:
+        path = Path(os.fsdecode(path))
+        os.fsencode(path)
+    except TypeError as error:
+        raise TypeError(f"path: expected a path, got {type(path).__name__}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"path: expected a file name that the system can write, got {str(path)!r}") from error
     if path.suffix in (".safetensors", ".json"):
         path = path.with_suffix("")
-    if not path.name:
+    if path.name in ("", "..") or "\0" in str(path):
         raise ValueError(f"path: expected a file name, got {str(path)!r}")
     path = path.with_name(fitting_stem(path.parent, path.name))
     return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")

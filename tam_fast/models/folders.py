@@ -42,11 +42,12 @@ def read_object(file: str | os.PathLike[str], name: str = "path_or_id") -> dict[
     path = Path(file)
     try:
         data = path.read_bytes()
-        value = json.loads(data)
+        # As text: json would take what is UTF-16 or has a byte order mark, which transformers does not.
+        value = json.loads(data.decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{name}: {path.name} of {str(path.parent)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        got = "an empty file" if not data else "what is no JSON"
+        got = "an empty file" if not data else "what is no JSON in UTF-8"
         raise ValueError(_expected(path, name, got)) from error
     if not isinstance(value, dict):
         raise ValueError(_expected(path, name, f"a JSON {type(value).__name__}"))
@@ -77,17 +78,35 @@ def check_processor_files(folder: str | os.PathLike[str], thorough: bool = False
     for file in _PROCESSOR_FILES:
         if (place / file).exists():
             read_object(place / file, name)
-    template = place / "chat_template.jinja"
-    if template.exists():
-        try:
-            template.read_bytes().decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{name}: {template.name} of {str(place)!r} cannot be read as UTF-8 text") from error
+    _check_template(place / "chat_template.jinja", name)
     _check_vocabulary(place, thorough, name)
     settings = place / "tokenizer_config.json"
     if not settings.exists() or not read_object(settings, name):
         got = "an empty object" if settings.exists() else "none"
         raise ValueError(f"{name}: expected the tokenizer's settings, {settings.name}, in {str(place)!r}, got {got}")
+
+
+def _check_template(template: Path, name: str) -> None:
+    if not template.exists():
+        return
+    what = f"{name}: {template.name} of {str(template.parent)!r}"
+    try:
+        text = template.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{what} cannot be read as UTF-8 text") from error
+    if not text.strip():
+        raise ValueError(f"{what} is empty (is it damaged?)")
+    try:
+        # Templates have tags of their own, which transformers alone knows.
+        from transformers.utils.chat_template_utils import _compile_jinja_template as compile_template
+    except ImportError:
+        return
+    try:
+        compile_template(text)
+    except Exception as error:
+        if isinstance(error, ImportError):  # jinja2 is missing, which is no fault of the file
+            return
+        raise ValueError(f"{what} is no template: {' '.join(str(error).split())[:200]} (is it damaged?)") from error
 
 
 def _check_vocabulary(place: Path, thorough: bool, name: str) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -257,7 +258,7 @@ def read_image(
 @contextmanager
 def _opened(file: Any, max_pixels: int | None, setting: str) -> Iterator[Image.Image]:
     """Open an image within the limit; whatever goes wrong with its file or decoder becomes one line."""
-    limit = Image.MAX_IMAGE_PIXELS
+    limit, changed = Image.MAX_IMAGE_PIXELS, max_pixels is not None
     try:
         if max_pixels is not None:
             # Pillow warns above its limit, and raises above twice of it, also for images within others, as in icons.
@@ -278,7 +279,9 @@ def _opened(file: Any, max_pixels: int | None, setting: str) -> Iterator[Image.I
     except Exception as error:  # damaged files make decoders raise nearly anything
         raise ValueError(_reason(error)) from error
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        # Only where it was changed: another thread may be about to.
+        if changed:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 class _Refused(ValueError):
@@ -293,20 +296,24 @@ def _check_pixels(size: tuple[int, int], max_pixels: int | None, setting: str = 
         raise _Refused(f"expected at most {max_pixels} pixels ({setting}), got {width} x {height} = {width * height}")
 
 
+_without_limit = threading.Lock()  # of two threads, the second would put back what the first had set
+
+
 def _size_in_head(file: Any) -> tuple[int, int]:
     """Read how large an image says it is; (1, 1) for formats that decode what lies within them to tell."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        if isinstance(file, io.BytesIO):
-            file.seek(0)
-        with Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "CUR", "ICNS")]) as image:
-            width, height = image.size
-            return width, height
-    except Exception:
-        return (1, 1)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _without_limit:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            if isinstance(file, io.BytesIO):
+                file.seek(0)
+            with Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "CUR", "ICNS")]) as image:
+                width, height = image.size
+                return width, height
+        except Exception:
+            return (1, 1)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _reason(error: BaseException) -> str:

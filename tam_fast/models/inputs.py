@@ -163,7 +163,16 @@ def _process(
     }
     if _tells_replacements():
         options["return_text_replacement_offsets"] = True
-    found = dict(processor(images=list(images), text=[text], **options))
+    try:
+        found = dict(processor(images=list(images), text=[text], **options))
+    except ValueError as error:
+        token = getattr(processor, "image_token", None)
+        if isinstance(token, str) and text.count(token) != len(images):
+            raise ModelNotSupportedError(
+                f"processor: expected a chat template that writes {token!r} for each of {len(images)} images, got "
+                f"{text[:200]!r} from {type(processor).__name__}"
+            ) from error
+        raise
     replaced = found.get("text_replacement_offsets")
     return found, replaced[0] if isinstance(replaced, list) and len(replaced) == 1 else None
 

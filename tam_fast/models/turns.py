@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ class _Turn:
         Behind it, longest first.
     between : frozenset of str
         Texts between control tokens that processor and template put around images.
+    numbered : frozenset of str
+        Those of them that count images, such as ``Picture 2:``, with ``#`` for the number.
     lead, trail : str
         What stands between an image and the text that follows it, and between a text and the image that follows it.
     """
@@ -52,6 +55,7 @@ class _Turn:
     header: str = ""
     endings: tuple[str, ...] = ()
     between: frozenset[str] = frozenset()
+    numbered: frozenset[str] = frozenset()
     lead: str = ""
     trail: str = ""
 
@@ -109,7 +113,7 @@ def _spans(text: str, begin: int, end: int, turn: _Turn) -> Sequence[tuple[int, 
     edges = [begin - 1, *(match.start() for match in _CONTROLS.finditer(text, begin, end)), end]
     for before, after in itertools.pairwise(edges):
         first, last = before + 1, after
-        if first >= last or text[first:last] in turn.between:
+        if first >= last or text[first:last] in turn.between or _unnumbered(text[first:last]) in turn.numbered:
             continue
         if turn.lead and before >= begin and text.startswith(turn.lead, first):
             first += len(turn.lead)
@@ -217,10 +221,16 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
             between.update(part for part in parts[1:] if part)
     if lead:
         between.add(lead)
-    return _Turn(header, tuple(sorted(endings, key=len, reverse=True)), frozenset(between), lead, trail)
+    forms = Counter(_unnumbered(part) for part in between)
+    numbered = frozenset(form for form, count in forms.items() if count > 1)
+    return _Turn(header, tuple(sorted(endings, key=len, reverse=True)), frozenset(between), numbered, lead, trail)
 
 
 _WORDS = ("Qx", "Zw")  # that begin and end differently
+
+
+def _unnumbered(text: str) -> str:
+    return re.sub(r"[0-9]+", "#", text)
 
 
 def _user(text: str, before: int = 0, after: int = 0) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -370,7 +371,19 @@ def test_image_of_another_kind(tmp_path: Path) -> None:
             load(arrays_path)
 
 
-@pytest.mark.parametrize("name", ["", ".", "/"])
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "a/..", "a\0b", "\ud800"])
 def test_path_without_name(name: str) -> None:
     with pytest.raises(ValueError, match="path: expected a file name"):
         make_explanation().save(name)
+    with pytest.raises(ValueError, match="path: expected a file name"):
+        load(name)
+
+
+def test_paths_of_any_type(tmp_path: Path) -> None:
+    explanation = make_explanation()
+    for name in (os.fsencode(tmp_path / "bytes"), tmp_path / "path", str(tmp_path / "text")):
+        explanation.save(name)
+        assert_same(load(name), explanation)
+    for name in (3, None, ["x"]):
+        with pytest.raises(TypeError, match="path: expected a path, got "):
+            explanation.save(name)

@@ -274,7 +274,11 @@ def _ernie4_5_vl_moe() -> Built:
     ids = _ids(tokenizer, ERNIE)
     model = _model("ernie4_5_vl_moe", "Ernie4_5_VLMoeForConditionalGeneration", tokenizer, text, vision, **ids)
     images = _images("Ernie4_5_VLMoeImageProcessor")
-    return Built(model, _processor("Ernie4_5_VLMoeProcessor", images, tokenizer, ERNIE_CHAT), FEW)
+    # Its released template counts the images of a chat.
+    count = "{% set images.n = images.n + 1 %}Picture {{ images.n }}:<|IMAGE_START|>"
+    chat = "{% set images = namespace(n=0) %}" + ERNIE_CHAT.replace("<|IMAGE_START|>", count)
+    sizes = [*FEW, [(57, 61), (60, 90), (90, 60)]]
+    return Built(model, _processor("Ernie4_5_VLMoeProcessor", images, tokenizer, chat), sizes)
 
 
 @family("paddleocr_vl")

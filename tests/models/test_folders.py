@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tam_fast.models.folders import check_model_files, read_object
+from tam_fast.models.folders import check_model_files, check_processor_files, read_object
+
+BOM = b"\xef\xbb\xbf"
 
 
 @pytest.fixture
@@ -22,11 +24,31 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"a":', b"\xff", b"3"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"a":', b"\xff", b"3", BOM + b"{}", "{}".encode("utf-16")])
 def test_damaged_settings_are_named(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"^model: expected a JSON object in {name} of "):
         check_model_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b" \n", "is empty"),
+        (b"{% for message in messages %}{{ message['ro", "is no template: "),
+        (b"{{ 1 + }}", "is no template: "),
+        (b"\xff\xfe", "cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_damaged_template_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    for name, text in (("tokenizer_config.json", '{"a": 1}'), ("tokenizer.json", "{}")):
+        (tmp_path / name).write_text(text)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% generation %}{{ messages }}{% endgeneration %}")
+    check_processor_files(tmp_path)
+    template.write_bytes(data)
+    with pytest.raises(ValueError, match=f"^path_or_id: chat_template.jinja of .* {message}"):
+        check_processor_files(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 20, -1, None])

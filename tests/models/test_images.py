@@ -367,6 +367,24 @@ def test_limits_hold_for_what_lies_within(tmp_path: Path, monkeypatch: pytest.Mo
         load_images(tmp_path / "x.png")
 
 
+def test_a_limit_that_is_set_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by another thread, while a file is read without a limit of its own."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.new("RGB", (6, 6)).save(tmp_path / "x.png")
+    opened = Image.open
+
+    def open_later(*arguments: Any, **options: Any) -> Any:
+        Image.MAX_IMAGE_PIXELS = 12_345
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", open_later)
+    try:
+        read_image(tmp_path / "x.png")
+        assert Image.MAX_IMAGE_PIXELS == 12_345
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 @pytest.mark.parametrize("size", [(1, 50_000), (4, 100_000), (100_000, 4)])
 def test_thin_pictures_are_refused_before_a_processor_starts(size: tuple[int, int]) -> None:
     thin = Image.new("RGB", size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -215,6 +216,14 @@ def test_processor_that_rewrites_text_is_refused(qwen):
 
     with pytest.raises(ModelNotSupportedError, match="cannot be located"):
         prepare_inputs(model, Other(), [picture()], PROMPT)
+
+
+def test_chat_template_without_a_place_for_images_is_refused(qwen):
+    model, processor = qwen
+    bare = copy.copy(processor)
+    bare.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}{% endfor %}"
+    with pytest.raises(ModelNotSupportedError, match=r"^processor: expected a chat template that writes .*image_pad"):
+        prepare_inputs(model, bare, [picture()], PROMPT)
 
 
 def test_slow_tokenizer_is_refused(qwen, monkeypatch):

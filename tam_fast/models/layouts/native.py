@@ -14,11 +14,8 @@ from tam_fast.models.layouts.source import VisualInput, field_of, token_id, visu
 
 __all__ = [
     "glm_grids",
-    "hunyuan_grids",
     "minimax_grids",
     "native_grids",
-    "nemotron_grids",
-    "video_llama3_grids",
 ]
 
 
@@ -191,18 +188,3 @@ def _frames(run: Tensor, shape: tuple[int, int, int], kind: str, index: int) -> 
 
 def _in_order(grids: list[Grid]) -> list[Grid]:
     return sorted(grids, key=lambda grid: int(grid.positions[0]))
-
-
-def video_llama3_grids(source: VisualInput) -> list[Grid]:
-    """Build the grids of Video-LLaMA 3."""
-    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
-
-
-def nemotron_grids(source: VisualInput) -> list[Grid]:
-    """Build the grids of Nemotron-H Omni."""
-    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
-
-
-def hunyuan_grids(source: VisualInput) -> list[Grid]:
-    """Build the grids of HunYuan-VL."""
-    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")

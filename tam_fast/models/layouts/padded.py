@@ -1,19 +1,173 @@
-"""Grids of models that keep an image"s own size and pad it to whole cells: Kimi K2.5, GLM-5, Inkling."""
+"""Grids of models that keep an image's own size and pad it to whole cells: Kimi K2.5, GLM-5, Inkling 2."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 from tam_fast.maps.grid import Grid
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.layouts.source import VisualInput
+from tam_fast.models.layouts.source import VisualInput, field_of, visual_runs
 
-__all__ = ["inkling_grids", "padded_grids"]
+__all__ = ["glm5_grids", "inkling_grids", "kimi_grids"]
 
 
-def padded_grids(source: VisualInput) -> list[Grid]:
-    """Build the grids of Kimi K2.5, GLM-5."""
-    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+def kimi_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Kimi K2.5: images that are at most made smaller, then padded at the right and below.
+
+    ::
+
+        scale = min(1, sqrt(max_patches / patches), side / height, side / width)
+
+    Parameters
+    ----------
+    source : VisualInput
+        With ``image_grid_thw`` (n, 3) among the inputs, in patches, and the sizes of the images.
+
+    Returns
+    -------
+    list of Grid
+        One an image. Its box reaches beyond 1 where cells are padding, by less than a cell.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the grids are not those of images of these sizes, or not as many cells as visual tokens; or there is a video.
+    ValueError
+        If the sizes of the images are not known.
+    """
+    kernel = source.config.vision_config.merge_kernel_size
+    merge = [int(side) for side in (kernel if isinstance(kernel, Sequence) else (kernel, kernel))]
+    processor = source.image_processor
+    patch = int(processor.patch_size)
+    shapes = _shapes(source, merge)
+    contents = []
+    for (rows, columns), (width, height) in zip(shapes, source.sizes(), strict=True):
+        content = (width, height)
+        if processor.do_resize:
+            side = field_of(processor.size, "max_height")
+            if side is None:
+                raise ModelNotSupportedError(f"processor: expected a size with max_height, got {processor.size!r}")
+            content = _kimi_content(width, height, patch, int(processor.max_patches), side * patch)
+        expected = tuple(-(-edge // (patch * by)) for edge, by in zip(content[::-1], merge, strict=True))
+        if expected != (rows, columns):
+            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", shapes)
+        contents.append(content)
+    return _padded(source, shapes, contents, (patch * merge[0], patch * merge[1]))
+
+
+def _kimi_content(width: int, height: int, patch: int, most: int, side: int) -> tuple[int, int]:
+    """Work out (width, height) of an image before it is padded; sides are at most `side` pixels, patches `most`."""
+    patches = max(1, height // patch) * max(1, width // patch)
+    scale = min(1.0, math.sqrt(most / patches), side / height, side / width)
+    return min(side, max(1, int(width * scale))), min(side, max(1, int(height * scale)))
+
+
+def glm5_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of GLM-5: images that are fitted into a canvas of whole cells at its top left.
+
+    An image is made smaller where the canvas is smaller, and larger only where it has fewer pixels than
+    ``min_image_tokens`` cells.
+
+    Parameters
+    ----------
+    source : VisualInput
+        As for :func:`kimi_grids`.
+
+    Returns
+    -------
+    list of Grid
+        One an image. Its box reaches beyond 1 where cells are padding.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If there are not as many cells as visual tokens, or there is a video.
+    ValueError
+        If the sizes of the images are not known.
+    """
+    merge = int(source.config.vision_config.spatial_merge_size)
+    processor = source.image_processor
+    cell = int(processor.patch_size) * merge
+    shapes = _shapes(source, (merge, merge))
+    contents = []
+    for (rows, columns), (width, height) in zip(shapes, source.sizes(), strict=True):
+        canvas = (columns * cell, rows * cell)
+        if not processor.do_resize:
+            contents.append(canvas)
+            continue
+        scale = min(canvas[1] / height, canvas[0] / width)
+        if width * height >= cell**2 * int(processor.min_image_tokens):
+            scale = min(1.0, scale)
+        contents.append(
+            (
+                max(1, min(canvas[0], math.floor(width * scale))),
+                max(1, min(canvas[1], math.floor(height * scale))),
+            )
+        )
+    return _padded(source, shapes, contents, (cell, cell))
 
 
 def inkling_grids(source: VisualInput) -> list[Grid]:
-    """Build the grids of Inkling 2."""
-    raise ModelNotSupportedError(f"model: the layout of {source.model_type} is not written yet")
+    """Build the grids of Inkling 2: images of their own size, padded at the right and below to whole cells.
+
+    Parameters
+    ----------
+    source : VisualInput
+        With ``image_grid_thw`` (n, 3) among the inputs, in cells, and the sizes of the images.
+
+    Returns
+    -------
+    list of Grid
+        One an image. Its box reaches beyond 1 where cells are padding, by less than a cell.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the grids are not those of images of these sizes, or not as many cells as visual tokens.
+    ValueError
+        If the sizes of the images are not known.
+    """
+    size = source.image_processor.size
+    cell = (field_of(size, "height"), field_of(size, "width"))
+    if cell[0] is None or cell[1] is None:
+        raise ModelNotSupportedError(f"processor: expected a size with height and width, got {size!r}")
+    shapes = _shapes(source, (1, 1))
+    for shape, (width, height) in zip(shapes, source.sizes(), strict=True):
+        expected = (-(-height // cell[0]), -(-width // cell[1]))
+        if shape != expected:
+            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", shapes)
+    return _padded(source, shapes, source.sizes(), (cell[0], cell[1]))
+
+
+def _shapes(source: VisualInput, merge: Sequence[int]) -> list[tuple[int, int]]:
+    """Read rows and columns of cells of every image, as many as there are sizes."""
+    if source.rows("video_grid_thw", 3):
+        raise ModelNotSupportedError(
+            f"model: expected images only for model type {source.model_type!r}, got a video: its frames are padded, "
+            "and the inputs do not say by how much"
+        )
+    rows = source.rows("image_grid_thw", 3)
+    for time, height, width in rows:
+        if time != 1 or height % merge[0] or width % merge[1]:
+            raise source.refuse(f"image_grid_thw of multiples of 1 x {merge[0]} x {merge[1]}", [time, height, width])
+    if len(source.sizes()) != len(rows):
+        raise source.refuse(f"{len(source.sizes())} images (image_sizes)", f"{len(rows)} (image_grid_thw)")
+    return [(height // merge[0], width // merge[1]) for _, height, width in rows]
+
+
+def _padded(
+    source: VisualInput,
+    shapes: Sequence[tuple[int, int]],
+    contents: Sequence[tuple[int, int]],
+    cell: tuple[int, int],
+) -> list[Grid]:
+    """Lay cells of `cell` (height, width) pixels over images of (width, height) pixels, from their top left."""
+    runs: list[Any] = visual_runs(
+        source, "image", [rows * columns for rows, columns in shapes], "image_grid_thw, merged"
+    )
+    return [
+        Grid(run, rows, columns, "image", index, 0, (0.0, 0.0, columns * cell[1] / width, rows * cell[0] / height))
+        for index, (run, (rows, columns), (width, height)) in enumerate(zip(runs, shapes, contents, strict=True))
+    ]
