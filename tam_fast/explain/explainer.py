@@ -18,6 +18,7 @@ from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
+from tam_fast.models.layouts import visual_mask
 from tam_fast.models.typed import SpecialTokens, check_special_tokens
 from tam_fast.models.wrappers import check_weights, input_device, unwrap
 
@@ -39,8 +40,9 @@ class Explainer:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Qwen2-VL, Qwen2.5-VL or LLaVA-1.5, in evaluation mode; also compiled, in DataParallel, with PEFT's adapters,
-        quantised or offloaded. What is explained is the model inside, as it is adapted.
+        A decoder-only model of images and text, in evaluation mode; ``tam_fast.models.support()`` lists the families
+        that were verified. Also compiled, in DataParallel, with PEFT's adapters, quantised or offloaded: what is
+        explained is the model inside, as it is adapted.
     processor : transformers.ProcessorMixin
         Of that model; see :func:`tam_fast.load_processor`.
 
@@ -224,7 +226,9 @@ class Explainer:
         """Refuse ids that the model has no embedding of: a GPU would fail without a word about them."""
         weight = getattr(self.model.get_input_embeddings(), "weight", None)
         rows = weight.shape[0] if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
-        if rows is not None and int(ids.max()) >= rows:
+        # Some put their visual tokens' id beyond the vocabulary, and never look it up.
+        ids = ids[~visual_mask(self.model.config, ids)]
+        if rows is not None and ids.numel() and int(ids.max()) >= rows:
             raise ModelNotSupportedError(
                 f"processor: expected the tokenizer of this {type(self.model).__name__}, which embeds {rows} tokens, "
                 f"got token id {int(ids.max())} from {type(self.processor.tokenizer).__name__}"

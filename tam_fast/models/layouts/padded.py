@@ -43,7 +43,7 @@ def kimi_grids(source: VisualInput) -> list[Grid]:
     patch = int(processor.patch_size)
     shapes = _shapes(source, merge)
     contents = []
-    for (rows, columns), (width, height) in zip(shapes, source.sizes(), strict=True):
+    for shape, (width, height) in zip(shapes, source.sizes(), strict=True):
         content = (width, height)
         if processor.do_resize:
             side = field_of(processor.size, "max_height")
@@ -51,8 +51,8 @@ def kimi_grids(source: VisualInput) -> list[Grid]:
                 raise ModelNotSupportedError(f"processor: expected a size with max_height, got {processor.size!r}")
             content = _kimi_content(width, height, patch, int(processor.max_patches), side * patch)
         expected = tuple(-(-edge // (patch * by)) for edge, by in zip(content[::-1], merge, strict=True))
-        if expected != (rows, columns):
-            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", shapes)
+        if expected != shape:
+            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", f"{shape[0]} x {shape[1]}")
         contents.append(content)
     return _padded(source, shapes, contents, (patch * merge[0], patch * merge[1]))
 
@@ -83,7 +83,7 @@ def glm5_grids(source: VisualInput) -> list[Grid]:
     Raises
     ------
     ModelNotSupportedError
-        If there are not as many cells as visual tokens, or there is a video.
+        If the grids are not those of images of these sizes, or not as many cells as visual tokens; or there is a video.
     ValueError
         If the sizes of the images are not known.
     """
@@ -94,19 +94,21 @@ def glm5_grids(source: VisualInput) -> list[Grid]:
     contents = []
     for (rows, columns), (width, height) in zip(shapes, source.sizes(), strict=True):
         canvas = (columns * cell, rows * cell)
-        if not processor.do_resize:
-            contents.append(canvas)
-            continue
-        scale = min(canvas[1] / height, canvas[0] / width)
-        if width * height >= cell**2 * int(processor.min_image_tokens):
-            scale = min(1.0, scale)
-        contents.append(
-            (
-                max(1, min(canvas[0], math.floor(width * scale))),
-                max(1, min(canvas[1], math.floor(height * scale))),
-            )
-        )
+        content = canvas
+        if processor.do_resize:
+            scale = min(canvas[1] / height, canvas[0] / width)
+            if width * height >= cell**2 * int(processor.min_image_tokens):
+                scale = min(1.0, scale)
+            content = (_within(width * scale, canvas[0]), _within(height * scale, canvas[1]))
+        # Both are rounded, so that a whole row or column may be padding, but not two.
+        if any(side - pixels >= 2 * cell for side, pixels in zip(canvas, content, strict=True)):
+            raise source.refuse(f"the cells of an image of {width} x {height} pixels", f"{rows} x {columns}")
+        contents.append(content)
     return _padded(source, shapes, contents, (cell, cell))
+
+
+def _within(length: float, most: int) -> int:
+    return max(1, min(most, math.floor(length)))
 
 
 def inkling_grids(source: VisualInput) -> list[Grid]:
@@ -137,7 +139,7 @@ def inkling_grids(source: VisualInput) -> list[Grid]:
     for shape, (width, height) in zip(shapes, source.sizes(), strict=True):
         expected = (-(-height // cell[0]), -(-width // cell[1]))
         if shape != expected:
-            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", shapes)
+            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", f"{shape[0]} x {shape[1]}")
     return _padded(source, shapes, source.sizes(), (cell[0], cell[1]))
 
 
