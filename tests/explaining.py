@@ -17,6 +17,11 @@ from tam_fast.models.layouts import visual_mask
 _TOLERANCE = 2e-4  # float32 models: products of one row and of many rows round differently
 
 
+def classifier(model: Any) -> torch.nn.Module:
+    """A model's lm_head, which may be its language model's."""
+    return model.get_output_embeddings() or model.get_decoder().get_output_embeddings()
+
+
 def head_states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """What the classifier reads at every position (S, C): its own input, which capture never looks at."""
     seen: list[torch.Tensor] = []
@@ -24,7 +29,7 @@ def head_states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     def look(_module: Any, args: Any) -> None:
         seen.append(args[0].detach())
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(look)
+    handle = classifier(model).register_forward_pre_hook(look)
     try:
         with torch.no_grad():
             model(**inputs, logits_to_keep=0)
@@ -59,7 +64,7 @@ def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int =
     ids = torch.cat([prompt.input_ids, torch.tensor(e.token_ids)])
     expected = oracle.activation_maps(
         states.double().numpy(),
-        model.get_output_embeddings().weight.detach().double().numpy(),
+        classifier(model).weight.detach().double().numpy(),
         ids.numpy(),
         layout.visual_positions.numpy(),
         layout.sizes,

@@ -72,24 +72,31 @@ def flat(built: Built) -> Any:
     return model
 
 
-def embeddings(model: Any, processor: Any, images: Sequence[Image.Image]) -> tuple[PromptInputs, torch.Tensor]:
+def embeddings(
+    model: Any, processor: Any, images: Sequence[Image.Image], observe: Any = None
+) -> tuple[PromptInputs, torch.Tensor]:
     """A prompt about some pictures, and what the decoder is given at each of its positions, (P, C)."""
     prompt = prepare_inputs(model, processor, images, PROMPT)
-    return prompt, given(model, prompt.inputs)
+    return prompt, given(model, prompt.inputs, observe)
 
 
-def given(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """What the decoder is given at each position of a prompt, (P, C)."""
+def given(model: Any, inputs: Mapping[str, Any], observe: Any = None) -> torch.Tensor:
+    """What the decoder is given at each position of a prompt, (P, C), or what `observe` finds in its arguments."""
     seen: list[torch.Tensor] = []
 
     def look(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        found = kwargs.get("inputs_embeds")
+        found = kwargs.get("inputs_embeds") if observe is None else observe(kwargs)[None]
         if found is None:
-            found = next(value for value in args if isinstance(value, torch.Tensor) and value.is_floating_point())
-        seen.append(found.detach()[0].double())
-        raise _Seen
+            floats = (value for value in args if isinstance(value, torch.Tensor) and value.is_floating_point())
+            found = next(floats, None)
+        if found is not None:
+            seen.append(found.detach()[0].double())
+            raise _Seen
 
-    handle = decoder_of(model).register_forward_pre_hook(look, with_kwargs=True)
+    decoder = decoder_of(model)
+    # Phi-4's decoder is given ids, and puts pictures in itself: what counts is what its first layer is given.
+    first = getattr(decoder, "layers", [decoder])[0]
+    handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in {decoder, first}]
     inputs = {
         name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
@@ -100,7 +107,8 @@ def given(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     except _Seen:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     assert seen, "the decoder was not reached"
     return seen[0]
 
@@ -112,7 +120,7 @@ def measure(built: Built, sizes: Sequence[tuple[int, int]], model: Any = None) -
     # Not one grey: a normalisation over a cell's channels would hide a change of all of them alike.
     colours = [tuple(int(value) for value in generator.integers(60, 120, 3)) for _ in sizes]
     blank = [Image.new("RGB", size, colour) for size, colour in zip(sizes, colours, strict=True)]
-    prompt, base = embeddings(model, built.processor, blank)
+    prompt, base = embeddings(model, built.processor, blank, built.observe)
     edges: dict[tuple[int, int], np.ndarray] = {}
     answers: dict[tuple[int, int], np.ndarray] = {}
     for source, size in enumerate(sizes):
@@ -126,7 +134,7 @@ def measure(built: Built, sizes: Sequence[tuple[int, int]], model: Any = None) -
                 painted = [picture.copy() for picture in blank]
                 box = (first, 0, last, size[1]) if axis == 0 else (0, first, size[0], last)
                 painted[source].paste((255, 20, 200), tuple(int(edge) for edge in box))
-                again, changed = embeddings(model, built.processor, painted)
+                again, changed = embeddings(model, built.processor, painted, built.observe)
                 assert torch.equal(again.input_ids, prompt.input_ids)
                 rows.append((changed - base).norm(dim=1).numpy())
             answers[source, axis] = np.stack(rows)

@@ -80,6 +80,7 @@ class Explainer:
         kernel_size: int = 3,
         max_new_tokens: int | None = None,
         special_tokens: SpecialTokens = "text",
+        keep_states: bool = False,
         **generate_kwargs: Any,
     ) -> Explanation:
         """Explain an answer to a prompt about images: the model's own, or a given one.
@@ -105,6 +106,9 @@ class Explainer:
         special_tokens : "text" or "obey"
             What control tokens are that are typed in `prompt` or `answer`, ``<|im_end|>`` for one: text like any other,
             or (``"obey"``) control tokens.
+        keep_states : bool
+            Keep the final hidden states that the maps were made of: :meth:`Explanation.what_if` makes maps of tokens
+            that were not said of them, also after saving and loading.
         **generate_kwargs
             Passed on to ``model.generate``; none with `answer`.
 
@@ -160,7 +164,7 @@ class Explainer:
             writer.append(token_id)
         writer.whole()
         job.elapsed["total"] = time.perf_counter() - started
-        return job.explanation(maps, writer)
+        return job.explanation(maps, writer, job.keep(ids, hidden) if keep_states else None)
 
     def stream(
         self,

@@ -230,6 +230,23 @@ def _tokenise(job: Job, answer: str, special_tokens: SpecialTokens) -> list[int]
     return list(alone)
 
 
+def _prompts_end(job: Job) -> dict[str, Any]:
+    """Tell a model where the prompt ends, if an answer's tokens attend to all of it and to few of their own.
+
+    Unlimited-OCR does; it keeps the length in its cache.
+    """
+    config = job.model.config.get_text_config(decoder=True)
+    if "reference_sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return {"use_cache": False}
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    for layer in cache.layers:
+        if hasattr(layer, "set_prefill_length"):
+            layer.set_prefill_length(job.prompt.layout.answer_start)
+    return {"use_cache": True, "past_key_values": cache}
+
+
 def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidates]:
     """Run the model once over prompt and answer; as :func:`generate`.
 
@@ -242,7 +259,7 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
     inputs: dict[str, Any] = dict(job.model_inputs(ids[:-1]))
     with torch.no_grad(), uncompiled(job.model), record(job.model, job.head, CANDIDATES) as recording:
         if "logits_to_keep" in inspect.signature(type(job.model).forward).parameters:
-            job.model(**inputs, logits_to_keep=1, use_cache=False)
+            job.model(**inputs, logits_to_keep=1, **_prompts_end(job))
             if recording.trouble:
                 raise ModelNotSupportedError(f"model: {MISMATCH}: {recording.trouble}")
             hidden = recording.states.hidden

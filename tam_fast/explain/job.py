@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tam_fast.explanation import Candidate, Explanation
+from tam_fast.explanation.kept import KeptStates, keep
 from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.tokens import Compat
 from tam_fast.models.capture import CapturedCandidates
@@ -85,7 +86,7 @@ class Job:
             kernel_size=self.kernel_size,
         ).to("cpu")
 
-    def explanation(self, maps: TokenActivationMaps, writer: Writer) -> Explanation:
+    def explanation(self, maps: TokenActivationMaps, writer: Writer, states: KeptStates | None = None) -> Explanation:
         """Put maps and text together."""
         decoder, candidates = writer.whole()
         ids = self.prompt.input_ids[self.prompt.layout.prompt].tolist()
@@ -102,7 +103,20 @@ class Job:
             model=_model_name(self.model),
             elapsed=self.elapsed,
             source=self.source,
+            states=states,
         )
+
+    def keep(self, ids: Sequence[int], hidden: Tensor) -> KeptStates:
+        """Keep the states (P + T - 1, C) of an answer (T,) for maps of other tokens."""
+        token_ids = torch.cat([self.prompt.input_ids, torch.tensor(ids)])
+        limit = self.head.size
+
+        def rows(wanted: Tensor) -> Tensor:
+            if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < limit:
+                raise ValueError(f"token: expected an id from 0 to {limit - 1}, got {int(wanted.max())}")
+            return self.head.rows(wanted, hidden[:1])
+
+        return keep(hidden, token_ids, self.prompt.layout, rows, self.processor.tokenizer, self.kernel_size)
 
 
 def _is_per_position(name: str) -> bool:

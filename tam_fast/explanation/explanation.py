@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 import tam_fast.render as render
 from tam_fast.explanation import files
+from tam_fast.explanation.kept import KeptStates, one_token
 from tam_fast.explanation.words import Candidate, Word, is_whole, split_words
 from tam_fast.maps.answer import TokenActivationMaps
 from tam_fast.maps.canvas import Canvas
@@ -87,6 +88,8 @@ class Explanation:
         Where the states come from: ``"generated"`` (the steps of ``generate``), ``"teacher_forced"`` (a pass over the
         generated answer, because its steps could not be shown to be the answer's), ``"given"`` (a pass over an answer
         that was given) or ``"states"`` (made elsewhere).
+    states : KeptStates, optional
+        The final hidden states, where they were kept (``keep_states=True``): :meth:`what_if` needs them.
 
     Raises
     ------
@@ -116,6 +119,7 @@ class Explanation:
     model: str
     elapsed: dict[str, float] = field(default_factory=dict)
     source: str = "generated"
+    states: KeptStates | None = None
 
     def __post_init__(self) -> None:
         shapes = tuple(self.maps.maps.shape), tuple(self.maps.relevance.shape)
@@ -338,6 +342,48 @@ class Explanation:
             raise IndexError(f"g: expected a grid from 0 to {len(grids) - 1}, got {g}")
         start = self.layout.offsets[g % len(grids)]
         return self.vector(key)[start : start + len(grids[g])].reshape(grids[g].shape)
+
+    def what_if(
+        self, step: int, token: int | str, *, classifier: torch.Tensor | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Return the map of a token that was not said, as if it stood at one step of the answer.
+
+        What the model had read and written until then stays; no forward pass is made. For the token that was said it is
+        its own map.
+
+        Parameters
+        ----------
+        step : int
+            Which token of the answer it stands in place of; negative ones count from the end.
+        token : int or str
+            An id, or the text of one token, with or without its leading space.
+        classifier : (V, C) Tensor, optional
+            The lm_head's weight, for an explanation that was loaded: it has the rows of the answer's tokens, of the
+            prompt's and of the candidates alone.
+
+        Returns
+        -------
+        (H, W) float32, or a list of them
+            As ``e[step]``.
+
+        Raises
+        ------
+        ValueError
+            If the states were not kept, or the text is not that of one token.
+        IndexError, TypeError, KeyError
+            If there is no such step, `token` is neither, or its row of the classifier is not there.
+        """
+        if self.states is None:
+            raise ValueError("states: expected an explanation that keeps them, got none: explain(keep_states=True)")
+        at, _ = self._tokens(step)
+        known = [(c.token, c.token_id) for c in self.candidates[at]]
+        number = one_token(token, [*known, *zip(self.tokens, self.token_ids, strict=True)], self.states.tokenizer)
+        states = self.states if classifier is None else replace(self.states, rows=classifier.__getitem__)
+        if classifier is not None and not 0 <= number < classifier.shape[0]:
+            raise ValueError(f"token: expected an id from 0 to {classifier.shape[0] - 1}, got {number}")
+        vector = states.maps(at, [number])[0]
+        rasters = [canvas.join(vector) for canvas in self._canvases]
+        return rasters[0] if len(rasters) == 1 else rasters
 
     @cached_property
     def _canvases(self) -> list[Canvas]:

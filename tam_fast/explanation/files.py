@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 from tam_fast.explanation.checks import check_nan, check_values, count_nan
+from tam_fast.explanation.kept import KeptStates, Rows
 from tam_fast.explanation.replacing import FORMAT, check_replaceable, fitting_stem, replace_files
 from tam_fast.explanation.words import Candidate
-from tam_fast.maps.answer import TokenActivationMaps
+from tam_fast.maps.answer import TokenActivationMaps, check_options
 from tam_fast.maps.layout import Grid, Layout
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "encode", "read", "write"]
@@ -62,6 +64,7 @@ class Fields(Protocol):
     model: str
     elapsed: dict[str, float]
     source: str
+    states: KeptStates | None
 
 
 def write(path: str | os.PathLike[str], explanation: Fields, force: bool = False) -> tuple[Path, Path]:
@@ -99,6 +102,8 @@ def encode(explanation: Fields) -> tuple[bytes, bytes]:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", compress_level=3)
         tensors[f"image.{index}"] = torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+    if explanation.states is not None:
+        tensors |= _kept_tensors(explanation)
     # clone(): safetensors refuses tensors that share memory, which a layout's positions may.
     arrays = safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()})
     document = {
@@ -127,6 +132,7 @@ def encode(explanation: Fields) -> tuple[bytes, bytes]:
         "elapsed": explanation.elapsed,
         "source": explanation.source,
         "nan_cells": count_nan(maps.maps),
+        **({} if explanation.states is None else {"kernel_size": explanation.states.kernel_size}),
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate may stand in a decoded piece: surrogatepass keeps it.
@@ -233,7 +239,62 @@ def _fields(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) ->
         "elapsed": {name: _number(seconds, f"elapsed {name!r}") for name, seconds in elapsed.items()},
         # Files of earlier versions have none.
         "source": _get({"source": "generated", **document}, "source", str),
+        "states": _kept_states(document, tensors, layout),
     }
+
+
+_KEPT = ("hidden", "token_ids", "positions", "row_ids", "rows")
+
+
+def _kept_tensors(explanation: Fields) -> dict[str, torch.Tensor]:
+    """Gather what is written of states that were kept; of the classifier the rows of the tokens at hand."""
+    states = explanation.states
+    assert states is not None
+    candidates = [c.token_id for step in explanation.candidates for c in step]
+    layout, every = states.layout, states.token_ids
+    said = [every[layout.prompt], every[layout.answer_start :], torch.tensor(candidates, dtype=torch.int64)]
+    ids = torch.unique(torch.cat(said))
+    made = {
+        "hidden": states.hidden.cpu().contiguous(),
+        "token_ids": every,
+        "positions": torch.cat([layout.visual_positions, layout.prompt, torch.tensor([layout.answer_start])]),
+        "row_ids": ids,
+        "rows": states.rows(ids).detach().to("cpu", states.hidden.dtype).contiguous(),
+    }
+    return {f"states.{name}": made[name] for name in _KEPT}
+
+
+def _kept_states(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], layout: Layout) -> KeptStates | None:
+    """Read states that were kept, and check them against the layout; None if there are none."""
+    found = [tensors.get(f"states.{name}") for name in _KEPT]
+    if all(value is None for value in found):
+        return None
+    hidden, token_ids, positions, row_ids, rows = found
+    sizes = [len(grid) for grid in layout.grids]
+    if (
+        hidden is None
+        or token_ids is None
+        or positions is None
+        or row_ids is None
+        or rows is None
+        or hidden.ndim != 2
+        or not hidden.is_floating_point()
+        or tuple(token_ids.shape) != (hidden.shape[0] + 1,)
+        or tuple(rows.shape) != (row_ids.numel(), hidden.shape[1])
+        or rows.dtype != hidden.dtype
+        or any(value.dtype != torch.int64 or value.ndim != 1 for value in (token_ids, positions, row_ids))
+        or positions.numel() != sum(sizes) + layout.prompt.numel() + 1
+        or bool((row_ids.diff() <= 0).any())
+        or not bool(torch.isfinite(hidden).all() and torch.isfinite(rows).all())
+    ):
+        raise ValueError("states: expected the five arrays of states that were kept, got others")
+    *parts, prompt, start = positions.split([*sizes, layout.prompt.numel(), 1])
+    if hidden.shape[0] - int(start) != len(_get(document, "tokens", list)) - 1:
+        raise ValueError("states: expected a state for each token but the last, got another number of them")
+    grids = [replace(grid, positions=part) for grid, part in zip(layout.grids, parts, strict=True)]
+    kernel_size = _get({"kernel_size": 3, **document}, "kernel_size", int)
+    check_options(None, kernel_size)
+    return KeptStates(hidden, token_ids, Layout(grids, prompt, int(start)), Rows(row_ids, rows), None, kernel_size)
 
 
 def _get(mapping: Mapping[str, Any], name: str, kind: type[_T]) -> _T:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# By what Inkling divides its final hidden states before its classifier reads them.
+_DIVISOR = "logits_mup_width_multiplier"
 _KEPT = 1 << 14  # bytes of logits that may wait to be looked at together
 
 __all__ = ["CapturedCandidates", "CapturedStates", "capture", "decoder_of", "states_of"]
@@ -140,7 +142,7 @@ class capture:
 
 
 def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
-    """Find the final hidden states (n, C) in a decoder's output.
+    """Find the final hidden states (n, C) in a decoder's output, as the classifier reads them.
 
     Raises
     ------
@@ -159,7 +161,9 @@ def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
             f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
             "batches of prompts are not supported)"
         )
-    return state.detach()[0] if state.requires_grad else state[0]
+    state = state.detach()[0] if state.requires_grad else state[0]
+    width = getattr(getattr(decoder, "config", None), _DIVISOR, None)
+    return state / width if width else state
 
 
 def decoder_of(model: Any) -> torch.nn.Module:
@@ -172,7 +176,9 @@ def decoder_of(model: Any) -> torch.nn.Module:
     while isinstance(decoder, torch.nn.Module):
         classifier = getattr(decoder, "get_output_embeddings", None)
         inner = getattr(decoder, "base_model", None)
-        if not callable(classifier) or classifier() is None or inner is None or inner is decoder:
+        if inner is decoder:
+            inner = getattr(decoder, "model", None)  # Llama 4's names itself as its base
+        if not callable(classifier) or classifier() is None or not isinstance(inner, torch.nn.Module):
             return decoder
         decoder = inner
     raise TypeError(f"model: expected a transformers model with get_decoder(), got {type(model).__name__}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tam_fast.models import templates
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.family import Family
 from tam_fast.models.layouts import (
@@ -14,6 +15,7 @@ from tam_fast.models.layouts import (
     generic,
     marked,
     native,
+    omni,
     native_kin,
     overview,
     padded,
@@ -24,26 +26,21 @@ from tam_fast.models.layouts import (
 from tam_fast.models.layouts.source import token_id
 
 __all__ = ["FAMILIES", "IMPOSSIBLE", "UNBUILT", "Family", "family_of", "register", "registered"]
-
-# "USER: <image>\nQuestion ASSISTANT: Answer</s>", the prompt of LLaVA-1.5's model card; images of a turn come first.
-_LLAVA_TEMPLATE = (
-    "{{ bos_token }}"
+# "Generate a coco-style caption.\n", the prompt of Fuyu's model card; its processor puts the image before it.
+_FUYU_TEMPLATE = (
     "{% for message in messages %}"
     "{% set content = message['content'] %}"
     "{% if content is string %}{% set content = [{'type': 'text', 'text': content}] %}{% endif %}"
-    "{% if message['role'] == 'system' %}{% for part in content %}{{ part['text'] }} {% endfor %}"
-    "{% elif message['role'] == 'user' %}USER: "
-    "{% for part in content if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}"
-    "{% else %}ASSISTANT: {% for part in content %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ '\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
 # What processors write beside the frames of a video.
 _SECONDS = r"<[0-9.]+ seconds>"
 _GLM_SECONDS = r"[0-9.]+ seconds"
+_CLOCK = r" ?[0-9]+:[0-9]+ "
+_PLAIN_SECONDS = r" ?[0-9.]+ "
 
 _NATIVE = "native grid"
 _PADDED = "padded native grid"
@@ -53,6 +50,22 @@ _ROWS = "rows with break tokens"
 _ANYRES = "overview, then a canvas of tiles"
 _TILES = "tiles, then overview"
 _OVERVIEW = "overview, then tiles"
+
+_NEEDS_TIMM = "its vision tower needs timm"
+_PAN_AND_SCAN: dict[str, Any] = {
+    "image_options": (
+        "do_pan_and_scan",
+        "pan_and_scan_min_crop_size",
+        "pan_and_scan_max_num_crops",
+        "pan_and_scan_min_ratio_to_activate",
+    ),
+    # What the processor writes around crops.
+    "crop_words": (
+        "Here is the original image \n\n",
+        "\n\n and here are some crops to help you see better \n\n",
+        "\n\n \n\n",
+    ),
+}
 
 
 def _family(
@@ -85,6 +98,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _native(
                 "cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct", before_frame=_SECONDS
             ),
+            _native("qwen2_5_omni_thinker", "Qwen2.5-Omni", "Qwen/Qwen2.5-Omni-7B"),
+            _native("qwen3_omni_moe_thinker", "Qwen3-Omni", "Qwen/Qwen3-Omni-30B-A3B-Instruct"),
             _native("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", before_frame=_SECONDS),
             _native("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", before_frame=_SECONDS),
             _native(
@@ -95,6 +110,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 before_frame=r"\]<\][0-9.]+ seconds\[>\[",
             ),
             _native("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", before_frame=r"Time: [0-9.]+s"),
+            _native(
+                "muse_spark", "Muse Spark", "meta-models/Muse-Spark-Open-816B-A42B", before_frame=r"Time: [0-9.]+s"
+            ),
+            _native("dots3_note", "dots3-note", "dots-studio/dots3-note-prev"),
             _native(
                 "glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=r"[0-9]+"
             ),
@@ -111,6 +130,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 native_kin.video_llama3_grids,
                 "lkhl/VideoLLaMA3-2B-Image-HF",
                 True,
+                before_frame=r",?Time [0-9.]+s:",
             ),
             _family(
                 "nemotron_h_omni",
@@ -122,6 +142,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _family("hunyuan_vl", "HunYuan-VL", _NATIVE, native_kin.hunyuan_grids, "tencent/HunyuanOCR"),
             _family("kimi_k25", "Kimi K2.5", _PADDED, padded.kimi_grids, "moonshotai/Kimi-K2.6"),
             _family("glm5_next", "GLM-5", _PADDED, padded.glm5_grids, "zai-org/GLM-5.3-Flash"),
+            _family("inkling_mm_model", "Inkling", _PADDED, padded.inkling_mm_grids, "thinkingmachines/Inkling"),
             _family("inkling2", "Inkling 2", _PADDED, padded.inkling_grids, "thinkingmachines/Inkling-2-Small-MXFP8"),
             _family(
                 "llava",
@@ -129,16 +150,40 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _FIXED,
                 fixed.llava_grids,
                 "llava-hf/llava-1.5-7b-hf",
-                chat_template=_LLAVA_TEMPLATE,
+                chat_template=templates.LLAVA,
                 answer_prefix=" ",
             ),
-            _family("vipllava", "VipLLaVA", _FIXED, fixed.fixed_grids, "llava-hf/vip-llava-7b-hf"),
-            _family("video_llava", "Video-LLaVA", _FIXED, fixed.video_llava_grids, "LanguageBind/Video-LLaVA-7B-hf"),
-            _family("paligemma", "PaliGemma", _FIXED, fixed.square_grids, "google/paligemma-3b-pt-224"),
-            _family("gemma3", "Gemma 3", _FIXED, fixed.gemma3_grids, "google/gemma-3-4b-it"),
+            _family(
+                "vipllava",
+                "VipLLaVA",
+                _FIXED,
+                fixed.fixed_grids,
+                "llava-hf/vip-llava-7b-hf",
+                chat_template=templates.VIPLLAVA,
+                answer_prefix=" ",
+            ),
+            _family(
+                "video_llava",
+                "Video-LLaVA",
+                _FIXED,
+                fixed.video_llava_grids,
+                "LanguageBind/Video-LLaVA-7B-hf",
+                chat_template=templates.LLAVA,
+                answer_prefix=" ",
+            ),
+            _family(
+                "paligemma",
+                "PaliGemma",
+                _FIXED,
+                fixed.fixed_grids,
+                "google/paligemma-3b-pt-224",
+                chat_template=templates.PALIGEMMA,
+                answer_values={"token_type_ids": 1},  # a prompt attends in both directions, its answer back alone
+            ),
+            _family("gemma3", "Gemma 3", _FIXED, fixed.gemma3_grids, "google/gemma-3-4b-it", **_PAN_AND_SCAN),
             _family("shieldgemma2", "ShieldGemma 2", _FIXED, fixed.gemma3_grids, "google/shieldgemma-2-4b-it"),
-            _family("gemma3n", "Gemma 3n", _FIXED, fixed.square_grids, "google/gemma-3n-E4B-it"),
-            _family("fast_vlm", "FastVLM", _FIXED, fixed.square_grids, "KamilaMila/FastVLM-7B"),
+            _family("gemma3n", "Gemma 3n", _FIXED, fixed.square_grids, "google/gemma-3n-E4B-it", unproven=_NEEDS_TIMM),
+            _family("fast_vlm", "FastVLM", _FIXED, fixed.square_grids, "KamilaMila/FastVLM-7B", unproven=_NEEDS_TIMM),
             _family("janus", "Janus-Pro", _FIXED, fixed.centred_grids, "deepseek-community/Janus-Pro-1B"),
             _family(
                 "deepseek_vl", "DeepSeek-VL", _FIXED, fixed.centred_grids, "deepseek-community/deepseek-vl-1.3b-chat"
@@ -150,7 +195,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 fixed.centred_grids,
                 "deepseek-community/deepseek-vl-7b-chat",
             ),
-            _family("got_ocr2", "GOT-OCR 2", _FIXED, fixed.got_ocr_grids, "stepfun-ai/GOT-OCR-2.0-hf"),
+            _family(
+                "got_ocr2",
+                "GOT-OCR 2",
+                _FIXED,
+                fixed.got_ocr_grids,
+                "stepfun-ai/GOT-OCR-2.0-hf",
+                chat_template=templates.GOT_OCR,
+                image_options=("crop_to_patches", "min_patches", "max_patches"),
+            ),
             _family(
                 "pp_chart2table",
                 "PP-Chart2Table",
@@ -158,16 +211,44 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 fixed.got_ocr_grids,
                 "PaddlePaddle/PP-Chart2Table_safetensors",
             ),
-            _family("gemma4", "Gemma 4", _PROPORTIONS, proportions.gemma4_grids, "google/gemma-4-e2b-it"),
             _family(
-                "gemma4_unified", "Gemma 4 unified", _PROPORTIONS, proportions.gemma4_grids, "google/gemma-4-12B-it"
+                "gemma4",
+                "Gemma 4",
+                _PROPORTIONS,
+                proportions.gemma4_grids,
+                "google/gemma-4-e2b-it",
+                True,
+                before_frame=_CLOCK,
+            ),
+            _family(
+                "gemma4_unified",
+                "Gemma 4 unified",
+                _PROPORTIONS,
+                proportions.gemma4_unified_grids,
+                "google/gemma-4-12B-it",
+                True,
+                before_frame=_CLOCK,
             ),
             _family(
                 "lighton_ocr", "LightOnOCR", _PROPORTIONS, proportions.lighton_grids, "lightonai/LightOnOCR-1B-1025"
             ),
-            _family("fuyu", "Fuyu", _PROPORTIONS, proportions.fuyu_grids, "adept/fuyu-8b"),
+            _family(
+                "fuyu",
+                "Fuyu",
+                _PROPORTIONS,
+                proportions.fuyu_grids,
+                "adept/fuyu-8b",
+                chat_template=_FUYU_TEMPLATE,
+            ),
             _family("emu3", "Emu3", _PROPORTIONS, proportions.emu3_grids, "Emu3-community/Emu3-Chat-hf"),
-            _family("chameleon", "Chameleon", _FIXED, fixed.square_grids, "facebook/chameleon-7b"),
+            _family(
+                "chameleon",
+                "Chameleon",
+                _FIXED,
+                fixed.chameleon_grids,
+                "facebook/chameleon-7b",
+                chat_template=templates.CHAMELEON,
+            ),
             _family(
                 "mistral3",
                 "Mistral 3",
@@ -178,7 +259,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _family(
                 "mistral_large4", "Mistral Large 4", _ROWS, rows.pixtral_grids, "mistralai/Mistral-Large-4-1T-A52B"
             ),
-            _family("molmo2", "Molmo 2", _ROWS, rows.molmo2_grids, "allenai/Molmo2-8B"),
+            _family(
+                "molmo2",
+                "Molmo 2",
+                _ROWS,
+                rows.molmo2_grids,
+                "allenai/Molmo2-8B",
+                True,
+                before_frame=_PLAIN_SECONDS,
+            ),
             _family("llava_next", "LLaVA-NeXT", _ANYRES, anyres.llava_next_grids, "llava-hf/llava-v1.6-mistral-7b-hf"),
             _family(
                 "llava_next_video",
@@ -224,6 +313,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _family("llama4", "Llama 4", _TILES, marked.llama4_grids, "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
             _family("step3p7", "Step 3.7", _TILES, marked.step3_grids, "stepfun-ai/Step-3.7-Flash"),
             _family("unlimited_ocr", "Unlimited-OCR", _TILES, marked.unlimited_ocr_grids, "baidu/Unlimited-OCR"),
+            _family(
+                "phi4_multimodal",
+                "Phi-4 multimodal",
+                _TILES,
+                omni.phi4_grids,
+                "microsoft/Phi-4-multimodal-instruct",
+            ),
             _family("ovis2", "Ovis 2", _OVERVIEW, overview.ovis2_grids, "thisisiron/Ovis2-1B-hf"),
             _family("minicpmv4_6", "MiniCPM-V 4.6", _OVERVIEW, overview.minicpm_grids, "openbmb/MiniCPM-V-4.6"),
             _family("minicpmv4_7", "MiniCPM-V 4.7", _OVERVIEW, overview.minicpm_grids, "openbmb/MiniCPM-V-4.7-1B"),
@@ -234,6 +330,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _OVERVIEW,
                 overview.perception_lm_grids,
                 "facebook/Perception-LM-1B",
+                unproven="its vision tower needs timm, which needs torchvision",
             ),
         ]
     )
@@ -280,15 +377,7 @@ IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
 )
 """Model types whose kind does not allow token activation maps, and why."""
 
-UNBUILT: Mapping[str, str] = MappingProxyType(
-    {
-        "dots3_note": "its native grid was not proven on a model",
-        "inkling_mm_model": "its grid was not proven on a model",
-        "muse_spark": "its native grid was not proven on a model",
-        "qwen2_5_omni_thinker": "its native grid was not proven on a model",
-        "qwen3_omni_moe_thinker": "its native grid was not proven on a model",
-    }
-)
+UNBUILT: Mapping[str, str] = MappingProxyType({})
 """Model types that could be explained, and what is missing; the generic layout is tried."""
 
 _registered: dict[str, Family] = {}

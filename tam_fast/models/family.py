@@ -35,6 +35,11 @@ class Family:
         0 in ``token_type_ids`` and the like.
     before_frame, behind_frame : str
         Patterns of what the processor writes before and behind each frame of a video, such as its time.
+    image_options : tuple of str
+        Settings of the image processor that the processor overrides by its own: where the first, a switch, is set,
+        they are handed on with every call.
+    crop_words : tuple of str
+        What the processor then writes before an image, before its crops and between them.
     unproven : str
         Why the layout could not be proven by pixels; '' where it was.
     """
@@ -49,4 +54,6 @@ class Family:
     answer_values: Mapping[str, int] = field(default_factory=dict)
     before_frame: str = ""
     behind_frame: str = ""
+    image_options: tuple[str, ...] = ()
+    crop_words: tuple[str, ...] = ()
     unproven: str = ""

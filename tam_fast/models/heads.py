@@ -29,7 +29,7 @@ class Head:
     Attributes
     ----------
     module : torch.nn.Module
-        What ``get_output_embeddings()`` returns.
+        What ``get_output_embeddings()`` returns; that of the language model inside where the model has none itself.
     plain : (V, C) Tensor or None
         The weight, where it can be taken as it is.
     exact : bool
@@ -42,8 +42,7 @@ class Head:
     """
 
     def __init__(self, model: Any) -> None:
-        find = getattr(model, "get_output_embeddings", None)
-        self.module: Any = find() if callable(find) else None
+        self.module: Any = _classifier(model)
         self.name = type(model).__name__
         tells = ("weight", "base_layer", "out_features", "dequantize")
         if not isinstance(self.module, torch.nn.Module) or not any(hasattr(self.module, name) for name in tells):
@@ -152,6 +151,16 @@ class Head:
         else:
             some = _some(bias, token_ids)
         return some if added is None else some + added
+
+
+def _classifier(model: Any) -> Any:
+    """Find the classifier of a model, or of the whole language model that is its decoder."""
+    for find_owner in (lambda: model, getattr(model, "get_decoder", lambda: None)):
+        find = getattr(find_owner(), "get_output_embeddings", None)
+        found = find() if callable(find) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _plain_weight(module: Any) -> Tensor | None:

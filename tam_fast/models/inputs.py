@@ -121,7 +121,7 @@ def prepare_inputs(
         placeholders=placeholders,
     )
     text = masked(rendered.text, rendered.spans)[0] if tokens.typed else rendered.text
-    found, replaced = _process(processor, images, text, rendered.add_special_tokens)
+    found, replaced = _process(family, processor, images, text, rendered.add_special_tokens)
     inputs = _taken(model, found)
     ids = inputs["input_ids"]
     if ids.ndim != 2 or ids.shape[0] != 1:
@@ -153,7 +153,7 @@ _NO_INPUTS = frozenset(
 
 
 def _process(
-    processor: Any, images: Sequence[Image.Image], text: str, add_special_tokens: bool
+    family: Family, processor: Any, images: Sequence[Image.Image], text: str, add_special_tokens: bool
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]] | None]:
     """Run a processor; return the model's inputs, and what replaced each placeholder where it can tell."""
     options: dict[str, Any] = {
@@ -161,6 +161,10 @@ def _process(
         "add_special_tokens": add_special_tokens,
         "return_mm_token_type_ids": True,
     }
+    settings = getattr(processor, "image_processor", None)
+    asked = {name: getattr(settings, name, None) for name in family.image_options}
+    if asked and next(iter(asked.values())):
+        options["images_kwargs"] = {name: value for name, value in asked.items() if value is not None}
     if _tells_replacements():
         options["return_text_replacement_offsets"] = True
     try:

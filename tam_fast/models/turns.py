@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,6 +50,10 @@ class _Turn:
         Those of them that count images, such as ``Picture 2:``, with ``#`` for the number.
     lead, trail : str
         What stands between an image and the text that follows it, and between a text and the image that follows it.
+    leads : mapping of str to str
+        `lead` behind each control character that it was seen behind: an image of one tile may end otherwise.
+    crops : str
+        `trail` before an image that crops follow.
     """
 
     header: str = ""
@@ -58,6 +62,8 @@ class _Turn:
     numbered: frozenset[str] = frozenset()
     lead: str = ""
     trail: str = ""
+    leads: Mapping[str, str] = field(default_factory=dict)
+    crops: str = ""
 
 
 _turns: WeakKeyDictionary[Any, dict[str, tuple[_Turn, frozenset[int]]]] = WeakKeyDictionary()
@@ -115,10 +121,13 @@ def _spans(text: str, begin: int, end: int, turn: _Turn) -> Sequence[tuple[int, 
         first, last = before + 1, after
         if first >= last or text[first:last] in turn.between or _unnumbered(text[first:last]) in turn.numbered:
             continue
-        if turn.lead and before >= begin and text.startswith(turn.lead, first):
-            first += len(turn.lead)
-        if turn.trail and after < end and text.endswith(turn.trail, first, last):
-            last -= len(turn.trail)
+        if before >= begin:
+            lead = turn.leads.get(text[before], turn.lead)
+            first += len(lead) if text.startswith(lead, first) else 0
+        for trail in (turn.crops, turn.trail):
+            if trail and after < end and text.endswith(trail, first, last):
+                last -= len(trail)
+                break
         if first < last:
             spans.append((first, last))
     return spans
@@ -158,7 +167,7 @@ def _turn(config: Any, processor: Any, family: Family) -> tuple[_Turn, frozenset
 def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]) -> _Turn:
     template = chat_template(family, processor)
 
-    def spell(chat: Callable[[str], list[dict[str, Any]]], word: str, generation: bool, images: int) -> str:
+    def spell(chat: Callable[[str], list[dict[str, Any]]], word: str, generation: bool, images: int, width: int) -> str:
         text = processor.apply_chat_template(
             chat(word), chat_template=template, add_generation_prompt=generation, tokenize=False
         )
@@ -167,7 +176,7 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         if images:
             from PIL import Image
 
-            picture = Image.new("RGB", (96, 64), (127, 127, 127))
+            picture = Image.new("RGB", (width, 64), (127, 127, 127))
             found = processor(images=[picture] * images, text=[text], add_special_tokens=add, return_tensors="pt")
             ids = found["input_ids"][0]
         else:
@@ -177,11 +186,11 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         return "".join(_pieces(processor.tokenizer, ids[kept].tolist(), mask[kept].tolist(), controls))
 
     def around(
-        chat: Callable[[str], list[dict[str, Any]]], generation: bool = True, images: int = 0
+        chat: Callable[[str], list[dict[str, Any]]], generation: bool = True, images: int = 0, width: int = 96
     ) -> tuple[str, str] | None:
         """Return what stands before and behind a user's text; None if the template cannot write such a chat."""
         try:
-            first, second = (spell(chat, word, generation, images) for word in _WORDS)
+            first, second = (spell(chat, word, generation, images, width) for word in _WORDS)
         except Exception:  # templates raise what they like
             return None
         if first == second:
@@ -201,8 +210,10 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         endings.add(finished[1])
     between: set[str] = set()
     lead = trail = ""
-    for count in (1, 2):
-        seen = around(lambda word, count=count: [_user(word, before=count)], images=count)  # type: ignore[misc]
+    leads: dict[str, str] = {}
+    # A square may be one tile where a wide picture is several.
+    for count, width in ((1, 64), (1, 96), (2, 96)):
+        seen = around(lambda word, count=count: [_user(word, before=count)], True, count, width)  # type: ignore[misc]
         if seen is None:
             continue
         endings.add(seen[1])  # a processor may append something
@@ -210,6 +221,7 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         parts = _CONTROLS.split(seen[0][place + len(header) :] if header and place >= 0 else seen[0])
         if len(parts) > 1:
             lead = parts[-1]
+            leads[_CONTROLS.findall(seen[0])[-1]] = lead
             between.update(part for part in parts[:-1] if part)
     after = around(lambda word: [_user(word, after=1)], images=1)
     if after is not None:
@@ -219,11 +231,16 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         if len(parts) > 1:
             trail = parts[0]
             between.update(part for part in parts[1:] if part)
-    if lead:
-        between.add(lead)
+    between.update(filter(None, (lead, *leads.values())))
     forms = Counter(_unnumbered(part) for part in between)
     numbered = frozenset(form for form, count in forms.items() if count > 1)
-    return _Turn(header, tuple(sorted(endings, key=len, reverse=True)), frozenset(between), numbered, lead, trail)
+    # Words around crops are known, for what a processor is asked for is not.
+    words = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in family.crop_words]
+    around_crops = ["".join(_pieces(processor.tokenizer, ids, [False] * len(ids), controls)) for ids in words]
+    between.update(around_crops)
+    ordered = tuple(sorted(endings, key=len, reverse=True))
+    crops = around_crops[0] if around_crops else ""
+    return _Turn(header, ordered, frozenset(between), numbered, lead, trail, leads, crops)
 
 
 _WORDS = ("Qx", "Zw")  # that begin and end differently

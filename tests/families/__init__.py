@@ -32,6 +32,9 @@ class Built:
         Does what else has to be done to a copy of the model for painting.
     options : dict
         Arguments of the processor's ``images_kwargs``, set on it.
+    observe : callable, optional
+        Finds what pictures give the decoder at each position (P, C) in its keyword arguments, where those are not its
+        input embeddings.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class Built:
     mixers: str = r"(vision|visual|vit|tower).*(attn|attention).*\b(o_proj|out_proj|proj|dense|projection_layer|wo)\."
     flatten: Callable[[Any], None] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    observe: Callable[[dict[str, Any]], Any] | None = None
 
 
 def family(name: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:

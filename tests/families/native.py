@@ -31,6 +31,13 @@ def _qwen2_5_vl() -> Built:
     return Built(qwen_model(processor, version="2.5"), processor, SIZES)
 
 
+def _class(name: str) -> Any:
+    """A class of transformers; the first versions of 5 write ERNIE's names in another way."""
+    import transformers
+
+    return getattr(transformers, name, None) or getattr(transformers, name.replace("_VLMoe", "_VL_Moe"))
+
+
 def _images(name: str = "Qwen2VLImageProcessor", module: str = "", **more: Any) -> Any:
     """An image processor of small pictures; `module` names that of a class which has no twin without torchvision."""
     cls = standin.take(module, name) if module else _pil_class(name)
@@ -39,9 +46,7 @@ def _images(name: str = "Qwen2VLImageProcessor", module: str = "", **more: Any) 
 
 def _processor(name: str, images: Any, tokenizer: Any, chat: str) -> Any:
     """A family's own processor, with an object for what it reads of its video processor."""
-    import transformers
-
-    cls = tools.without_videos(getattr(transformers, name))
+    cls = tools.without_videos(_class(name))
     videos = SimpleNamespace(model_input_names=[], merge_size=images.merge_size, temporal_patch_size=2, font="")
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": videos, "chat_template": chat}
     return cls(**parts)
@@ -59,7 +64,7 @@ def _model(
     config = transformers.CONFIG_MAPPING[model_type](
         text_config=tools.text_config(tokenizer, **text), vision_config=vision, tie_word_embeddings=False, **more
     )
-    return tools.finish(getattr(transformers, name)(config), tokenizer, seed)
+    return tools.finish(_class(name)(config), tokenizer, seed)
 
 
 QWEN = {
@@ -151,7 +156,7 @@ def _cosmos3_omni() -> Built:
 def _qwen4_exp() -> Built:
     # Layer 1 adds embeddings of n-grams of the ids, which look back over the tokens before.
     more = {
-        "layer_types": ["linear_attention", "indexed_attention"],
+        "layer_types": ["linear_attention", "full_attention"],
         "hc_lowrank": 8,
         "shared_expert_intermediate_size": 16,
         "ple_layer_ids": [1],
@@ -273,7 +278,7 @@ def _ernie4_5_vl_moe() -> Built:
     vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "patch_size": 14}
     ids = _ids(tokenizer, ERNIE)
     model = _model("ernie4_5_vl_moe", "Ernie4_5_VLMoeForConditionalGeneration", tokenizer, text, vision, **ids)
-    images = _images("Ernie4_5_VLMoeImageProcessor")
+    images = _images(_class("Ernie4_5_VLMoeProcessor").__name__.replace("Processor", "ImageProcessor"))
     # Its released template counts the images of a chat.
     count = "{% set images.n = images.n + 1 %}Picture {{ images.n }}:<|IMAGE_START|>"
     chat = "{% set images = namespace(n=0) %}" + ERNIE_CHAT.replace("<|IMAGE_START|>", count)

@@ -173,6 +173,67 @@ def _inkling2() -> Built:
     return Built(model, processor, sizes)
 
 
+def _inkling(frac: float | None = None, most: int = 2048) -> Built:
+    from transformers import InklingConfig, InklingForConditionalGeneration, InklingProcessor
+
+    tokenizer = tools.tokenizer(
+        "<|unused_200054|>", "<|unused_200053|>", "<|content_image|>", "<|content_audio_input|>"
+    )
+    text = tools.text_config(
+        tokenizer,
+        swa_num_attention_heads=2,
+        swa_num_key_value_heads=2,
+        swa_head_dim=16,
+        sliding_window_size=16,
+        d_rel=4,
+        rel_extent=64,
+        layer_types=["hybrid_sliding", "hybrid"],
+        mlp_layer_types=["dense", "sparse"],
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        logits_mup_width_multiplier=2.0,
+    )
+    ids = tools.ids(
+        tokenizer,
+        image_token_id="<|unused_200054|>",
+        audio_token_id="<|unused_200053|>",
+        image_bos_token_id="<|content_image|>",
+        audio_bos_token_id="<|content_audio_input|>",
+    )
+    config = InklingConfig(
+        text_config=text,
+        vision_config={"patch_size": 6, "num_hidden_layers": 4},
+        audio_config={"n_mel_bins": 8, "mel_vocab_size": 16},
+        **ids,
+    )
+    model = tools.finish(InklingForConditionalGeneration(config), tokenizer)
+    images = standin.take("inkling.image_processing_inkling", "InklingImageProcessor")(
+        size={"height": 6, "width": 6}, rescale_image_frac=frac, rescale_image_max_upscaled_long_edge=most
+    )
+    processor = tools.without_videos(InklingProcessor)(
+        SimpleNamespace(model_input_names=[]),
+        images,
+        tokenizer,
+        chat_template=tools.template("<|content_image|><|unused_200054|>"),
+    )
+    # Wide; tall; a multiple of the cell, which gets one column more, and smaller than a cell; larger.
+    sizes = [[(34, 15)], [(21, 39)], [(24, 18), (5, 15)], [(51, 33)]]
+    # Its tower looks at each cell alone: nothing to switch off.
+    return Built(model, processor, sizes, mixers="audio_tower")
+
+
+@family("inkling_mm_model")
+def _inkling_mm_model() -> Built:
+    return _inkling()
+
+
+@family("inkling_mm_model.larger")
+def _inkling_larger() -> Built:
+    return _inkling(1.3, 45)
+
+
 def _videos() -> Any:
     """In place of a video processor, which needs torchvision."""
     return SimpleNamespace(model_input_names=[], merge_size=2, temporal_patch_size=2)

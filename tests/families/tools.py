@@ -92,10 +92,10 @@ def text_config(tokenizer: Any, *, hidden: int = 32, layers: int = 2, **more: An
 
 
 def without_videos(base: Any) -> Any:
-    """A processor class that takes any object for its video processor (which needs torchvision)."""
+    """A processor class that takes any object for its video processor (which needs torchvision) and its ears."""
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        if name == "video_processor":
+        if name in ("video_processor", "feature_extractor"):
             return type(argument)
         return super(cls, self).check_argument_for_proper_class(name, argument)
 

@@ -136,7 +136,9 @@ def llama4_grids(source: VisualInput) -> list[Grid]:
         rows, columns = max(len(picture.rows), 1), max(map(len, picture.rows), default=1)
         width, height = _fitted(size, (columns * side, rows * side), None if largest else side)
         canvases.append((columns * side / width, rows * side / height))
-    return grids_of(source, runs, pictures, [square] * count, canvases, alone_as_tile=True)
+    # One tile alone is padded as several are.
+    wholes = [(1.0, 1.0) if picture.rows else canvas for picture, canvas in zip(pictures, canvases, strict=True)]
+    return grids_of(source, runs, pictures, [square] * count, canvases, wholes)
 
 
 def _fitted(size: tuple[int, int], canvas: tuple[int, int], most: int | None) -> tuple[int, int]:
@@ -174,7 +176,9 @@ def step3_grids(source: VisualInput) -> list[Grid]:
     """
     patch = int(source.config.vision_config.patch_size)
     counts = {
-        name: shape_of(source, name, 4) for name in ("pixel_values", "pixel_values_local") if name in source.inputs
+        name: shape_of(source, name, 4)
+        for name in ("pixel_values", "pixel_values_local")
+        if source.inputs.get(name) is not None
     }
     squares = {name: cut(source, shape[-1], patch, 4) for name, shape in counts.items()}
     runs = runs_of(source)
@@ -234,7 +238,8 @@ def unlimited_ocr_grids(source: VisualInput) -> list[Grid]:
     if source.inputs.get("pixel_values_local") is not None:
         tile = cut(source, shape_of(source, "pixel_values_local", 4)[-1], patch, 4)
     shapes = source.rows("patches_grid", 2)
-    counts = [int(count) for count in source.inputs.get("num_local_patches", ())]
+    found = source.inputs.get("num_local_patches")
+    counts = [] if found is None else [int(count) for count in found]
     if not len(shapes) == len(counts) == images:
         raise source.refuse(f"patches_grid and num_local_patches of {images} images", f"{len(shapes)}, {len(counts)}")
     rasters = [

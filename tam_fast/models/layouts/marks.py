@@ -55,6 +55,7 @@ def cut(source: VisualInput, side: int, patch: int, merge: int) -> Square:
 
 
 def sizes_of(source: VisualInput, count: int) -> Sequence[tuple[int, int]]:
+    """Return the images' sizes (width, height), as many as there are images."""
     sizes = source.sizes()
     if len(sizes) != count:
         raise ValueError(f"image_sizes: expected (width, height) of {count} images, got {len(sizes)}")
@@ -130,11 +131,10 @@ def grids_of(
     shapes: Sequence[Square] | Sequence[Sequence[int]],
     canvases: Sequence[tuple[float, float]] | None = None,
     wholes: Sequence[tuple[float, float]] | None = None,
-    alone_as_tile: bool = False,
 ) -> list[Grid]:
     """Lay tiles out on their canvas, which reaches from the image's upper left to some fractions of its size.
 
-    `wholes` says the same of the whole image; `alone_as_tile`, that it lies on the canvas where there are no tiles.
+    `wholes` says the same of the square that shows the whole image; without it, the image fills it.
     """
     grids: list[Grid] = []
 
@@ -158,9 +158,6 @@ def grids_of(
                 kind = "image" if tiles == 1 and picture.whole is None else "tile"
                 add(number, kind, image, column * width, row * height, width, height)
         if picture.whole is not None:
-            if alone_as_tile and not tiles:
-                width, height = right, below
-            else:
-                width, height = (1.0, 1.0) if wholes is None else wholes[image]
+            width, height = (1.0, 1.0) if wholes is None else wholes[image]
             add(picture.whole, "overview" if tiles else "image", image, 0.0, 0.0, width, height)
     return grids

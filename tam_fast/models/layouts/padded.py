@@ -1,4 +1,4 @@
-"""Grids of models that keep an image's own size and pad it to whole cells: Kimi K2.5, GLM-5, Inkling 2."""
+"""Grids of models that keep an image's own size and pad it to whole cells: Kimi K2.5, GLM-5, Inkling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tam_fast.maps.grid import Grid
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts.source import VisualInput, field_of, visual_runs
 
-__all__ = ["glm5_grids", "inkling_grids", "kimi_grids"]
+__all__ = ["glm5_grids", "inkling_grids", "inkling_mm_grids", "kimi_grids"]
 
 
 def kimi_grids(source: VisualInput) -> list[Grid]:
@@ -52,7 +52,10 @@ def kimi_grids(source: VisualInput) -> list[Grid]:
             content = _kimi_content(width, height, patch, int(processor.max_patches), side * patch)
         expected = tuple(-(-edge // (patch * by)) for edge, by in zip(content[::-1], merge, strict=True))
         if expected != shape:
-            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", f"{shape[0]} x {shape[1]}")
+            raise source.refuse(
+                f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels",
+                f"{shape[0]} x {shape[1]}",
+            )
         contents.append(content)
     return _padded(source, shapes, contents, (patch * merge[0], patch * merge[1]))
 
@@ -139,8 +142,64 @@ def inkling_grids(source: VisualInput) -> list[Grid]:
     for shape, (width, height) in zip(shapes, source.sizes(), strict=True):
         expected = (-(-height // cell[0]), -(-width // cell[1]))
         if shape != expected:
-            raise source.refuse(f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels", f"{shape[0]} x {shape[1]}")
+            raise source.refuse(
+                f"{expected[0]} x {expected[1]} cells of an image of {width} x {height} pixels",
+                f"{shape[0]} x {shape[1]}",
+            )
     return _padded(source, shapes, source.sizes(), (cell[0], cell[1]))
+
+
+def inkling_mm_grids(source: VisualInput) -> list[Grid]:
+    """Build the grids of Inkling: images padded at the right and below, by a whole column where they need none.
+
+    An image of w x h pixels has ``w // cell + 1`` columns and ``ceil(h / cell)`` rows, after its sides were multiplied
+    by the processor's ``rescale_image_frac``.
+
+    Parameters
+    ----------
+    source : VisualInput
+        With the sizes of the images; the inputs say nothing of them.
+
+    Returns
+    -------
+    list of Grid
+        One an image. Its box reaches beyond 1 where cells are padding, by a cell at most.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If there are not as many cells as visual tokens.
+    ValueError
+        If the sizes of the images are not known.
+    """
+    processor = source.image_processor
+    cell = field_of(processor.size, "height")
+    if cell is None:
+        raise ModelNotSupportedError(f"processor: expected a size with height, got {processor.size!r}")
+    contents = [_inkling_content(processor, size) for size in source.sizes()]
+    shapes = [(-(-height // cell), width // cell + 1) for width, height in contents]
+    return _padded(source, shapes, contents, (cell, cell))
+
+
+def _inkling_content(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Work out (width, height) of an image before it is padded."""
+    factor, most = processor.rescale_image_frac, processor.rescale_image_max_upscaled_long_edge
+    if factor is None:
+        return size
+    long = max(size)
+    target = long * factor
+    if most is not None:
+        target = min(target, max(most, long))
+    ratio = target / long
+    return size if ratio == 1 else (math.floor(size[0] * ratio + 0.5), math.floor(size[1] * ratio + 0.5))
+
+
+def _unfit(
+    source: VisualInput, expected: Sequence[int], size: tuple[int, int], shape: tuple[int, int]
+) -> ModelNotSupportedError:
+    return source.refuse(
+        f"{expected[0]} x {expected[1]} cells of an image of {size[0]} x {size[1]} pixels", f"{shape[0]} x {shape[1]}"
+    )
 
 
 def _shapes(source: VisualInput, merge: Sequence[int]) -> list[tuple[int, int]]:
@@ -166,9 +225,7 @@ def _padded(
     cell: tuple[int, int],
 ) -> list[Grid]:
     """Lay cells of `cell` (height, width) pixels over images of (width, height) pixels, from their top left."""
-    runs: list[Any] = visual_runs(
-        source, "image", [rows * columns for rows, columns in shapes], "image_grid_thw, merged"
-    )
+    runs = visual_runs(source, "image", [rows * columns for rows, columns in shapes], "rows x columns of padded images")
     return [
         Grid(run, rows, columns, "image", index, 0, (0.0, 0.0, columns * cell[1] / width, rows * cell[0] / height))
         for index, (run, (rows, columns), (width, height)) in enumerate(zip(runs, shapes, contents, strict=True))

@@ -105,10 +105,11 @@ _NAMES = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
 
 def token_id(config: Any, kind: str) -> int | None:
     """Find the id that marks visual positions of a kind, image or video; older configurations call it an index."""
-    for name in _NAMES:
-        value = getattr(config, name.format(kind), None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return int(value)
+    for owner in (config, getattr(config, "vision_config", None)):  # Phi-4 keeps it with its tower
+        for name in _NAMES:
+            value = getattr(owner, name.format(kind), None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return int(value)
     return None
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest_models import PROMPT, picture
-from families import build, names_of, tools
+from families import names_of, tools
 from families.native import QWEN_CHAT
+from layout_cases import build_or_skip as build
 from painting import flat, given
 
 import tam_fast
@@ -70,7 +71,10 @@ def prepared(name: str, videos: int, images: int = 0, before: str = "") -> tuple
     parts = built.processor
     channels = parts.image_processor([picture()], return_tensors="pt")["pixel_values"].shape[1]
     joined = 2 if name == "ernie4_5_vl_moe" else 1
-    segment = 2 if name == "minimax_m3_vl" else None
+    # The first versions with this family have no segments.
+    segment = (
+        2 if name == "minimax_m3_vl" and "num_chunks_per_video" in getattr(parts, "unused_input_names", ()) else None
+    )
     processor = tools.without_videos(base)(
         image_processor=parts.image_processor,
         tokenizer=parts.tokenizer,
@@ -156,6 +160,8 @@ def test_a_grid_of_more_frames_than_the_prompt_has_is_refused(name):
 
 def test_segments_of_one_long_video():
     processor, found = prepared("minimax_m3_vl", 1)
+    if len(found["video_grid_thw"]) == 1:
+        pytest.skip("no segments in this version")
     assert found["video_grid_thw"][:, 0].tolist() == [2, 1]
     assert "num_chunks_per_video" not in found
     layout = tam_fast.layout_of(build("minimax_m3_vl").model.config, processor, found)
@@ -165,6 +171,8 @@ def test_segments_of_one_long_video():
 @pytest.mark.parametrize("counts", [[1, 2], [3]])
 def test_segments_are_those_that_the_inputs_say(counts):
     processor, found = prepared("minimax_m3_vl", 2)
+    if len(found["video_grid_thw"]) == 2:
+        pytest.skip("no segments in this version")
     found["num_chunks_per_video"] = counts
     layout = tam_fast.layout_of(build("minimax_m3_vl").model.config, processor, found)
     expected = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)] if len(counts) == 2 else [(0, frame) for frame in range(5)]
@@ -173,6 +181,8 @@ def test_segments_are_those_that_the_inputs_say(counts):
 
 def test_a_wrong_number_of_segments_is_refused():
     processor, found = prepared("minimax_m3_vl", 2)
+    if len(found["video_grid_thw"]) == 2:
+        pytest.skip("no segments in this version")
     found["num_chunks_per_video"] = [1, 1]
     with pytest.raises(ModelNotSupportedError, match=r"3 segments .*num_chunks_per_video \[1, 1\]"):
         tam_fast.layout_of(build("minimax_m3_vl").model.config, processor, found)
