@@ -16,6 +16,7 @@ from PIL import Image
 
 import tam_fast.render as render
 from tam_fast.explanation import files
+from tam_fast.explanation.graph import Graph, graph_of
 from tam_fast.explanation.kept import KeptStates, one_token
 from tam_fast.explanation.words import Candidate, Word, is_whole, split_words
 from tam_fast.maps.answer import TokenActivationMaps
@@ -384,6 +385,21 @@ class Explanation:
         vector = states.maps(at, [number])[0]
         rasters = [canvas.join(vector) for canvas in self._canvases]
         return rasters[0] if len(rasters) == 1 else rasters
+
+    def graph(self, top: int = 3) -> Graph:
+        """Say what each token of the answer rests on: its strongest context tokens and where in the images.
+
+        Parameters
+        ----------
+        top : int
+            Context tokens a token at most.
+
+        Returns
+        -------
+        Graph
+            A list of edges (from, to, attributes), JSON-able and as networkx takes it.
+        """
+        return graph_of(self.maps.maps, self.maps.relevance, self._canvases, self.tokens, self.context_tokens, top)
 
     @cached_property
     def _canvases(self) -> list[Canvas]:

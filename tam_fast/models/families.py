@@ -289,8 +289,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _ANYRES,
                 anyres.llava_onevision_grids,
                 "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+                True,
             ),
-            _family("internvl", "InternVL", _TILES, tiles.internvl_grids, "OpenGVLab/InternVL3-1B-hf"),
+            _family(
+                "internvl",
+                "InternVL",
+                _TILES,
+                tiles.internvl_grids,
+                "OpenGVLab/InternVL3-1B-hf",
+                True,
+                before_frame="[\n\u010a]?Frame[0-9]+: ",  # in bytes' spelling U+010A is a line break
+            ),
             _family("qianfan_ocr", "Qianfan-OCR", _TILES, tiles.internvl_grids, "baidu/Qianfan-OCR"),
             _family("aya_vision", "Aya Vision", _TILES, tiles.aya_grids, "CohereLabs/aya-vision-8b"),
             _family(

@@ -162,8 +162,8 @@ def _process(
         "return_mm_token_type_ids": True,
     }
     settings = getattr(processor, "image_processor", None)
-    asked = {name: getattr(settings, name, None) for name in family.image_options}
-    if asked and next(iter(asked.values())):
+    if family.image_options and getattr(settings, family.image_options[0], None):
+        asked = {name: getattr(settings, name, None) for name in family.image_options}
         options["images_kwargs"] = {name: value for name, value in asked.items() if value is not None}
     if _tells_replacements():
         options["return_text_replacement_offsets"] = True

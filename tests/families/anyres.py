@@ -14,8 +14,8 @@ SIDE = 32
 # Heights and widths of canvases: strips of up to three tiles, and squares.
 CANVASES = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 CHAT = tools.template("<image>\n", "<video>\n")
-# Wide, with padding above and below; tall; smaller than a tile; larger than all canvases; two of them.
-SIZES = [[(90, 36)], [(30, 75)], [(25, 23)], [(180, 150)], [(90, 20), (40, 64)]]
+# Wide, with padding above and below; tall; smaller than a tile; larger than all canvases; a line beside another.
+SIZES = [[(90, 36)], [(30, 75)], [(25, 23)], [(180, 150)], [(4, 100), (40, 64)]]
 
 
 def _images(name: str, side: int, canvases: Any) -> Any:

@@ -27,7 +27,9 @@ def _got(side: int = SIDE, **more: Any) -> Any:
     return _pil_class("GotOcr2ImageProcessor")(size={"height": side, "width": side}, **{"max_patches": 6, **more})
 
 
-def _intern(model_type: str, name: str, processor: Any, tokenizer: Any, text: str, sizes: Any, side: int = SIDE) -> Built:
+def _intern(
+    model_type: str, name: str, processor: Any, tokenizer: Any, text: str, sizes: Any, side: int = SIDE
+) -> Built:
     import transformers
 
     vision = {

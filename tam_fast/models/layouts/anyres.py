@@ -16,6 +16,8 @@ from tam_fast.models.layouts.source import Box, VisualInput, field_of, visual_ru
 
 __all__ = ["best_canvas", "granite4_grids", "llava_next_grids", "llava_onevision_grids", "uncut"]
 
+_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
 
 def llava_next_grids(source: VisualInput) -> list[Grid]:
     """Build the grids of LLaVA-NeXT: the whole image, stretched to a tile, then the canvas of tiles as one raster.
@@ -32,7 +34,8 @@ def llava_next_grids(source: VisualInput) -> list[Grid]:
     Returns
     -------
     list of Grid
-        Of each image one of kind "overview" and one of kind "tile".
+        Of each image one of kind "overview" and one of kind "tile"; of an image so thin that no cell of its canvas is
+        left one "image".
 
     Raises
     ------
@@ -113,18 +116,26 @@ def _patches(source: VisualInput) -> int:
     return int(vision.image_size) // int(vision.patch_size)
 
 
-def _grids(source: VisualInput, cells: int, limit: int | None = None, alone: Sequence[bool] | None = None) -> list[Grid]:
+def _grids(
+    source: VisualInput, cells: int, limit: int | None = None, alone: Sequence[bool] | None = None
+) -> list[Grid]:
     """Build the grids of images whose tiles have so many cells a side.
 
     `limit` is how many tiles' cells a raster may have before it is shrunk; `alone` says which images are tiled.
     """
-    side, seen = int(source.config.vision_config.image_size), _patches(source) * int(source.config.vision_config.patch_size)
+    side, seen = (
+        int(source.config.vision_config.image_size),
+        _patches(source) * int(source.config.vision_config.patch_size),
+    )
     sizes = source.rows("image_sizes", 2) or [[height, width] for width, height in source.sizes()]
     alone = [True] * len(sizes) if alone is None else alone
     if len(alone) != len(sizes):
         raise source.refuse(f"batch_num_images of {len(sizes)} images", len(alone))
     _check_tiles(source, side)
-    canvases = [_canvas(source, (height, width), side) if tiled else None for (height, width), tiled in zip(sizes, alone, strict=True)]
+    canvases = [
+        _canvas(source, (height, width), side) if tiled else None
+        for (height, width), tiled in zip(sizes, alone, strict=True)
+    ]
     rasters: list[tuple[int, int, Box] | None] = []
     for (height, width), canvas in zip(sizes, canvases, strict=True):
         if canvas is None:
@@ -141,10 +152,10 @@ def _grids(source: VisualInput, cells: int, limit: int | None = None, alone: Seq
     share = seen / side
     grids: list[Grid] = []
     for index, (run, raster) in enumerate(zip(visual_runs(source, "image", counts, meaning), rasters, strict=True)):
-        kind = "image" if raster is None else "overview"
+        rows, columns, box = raster or (0, 0, _WHOLE)
+        kind = "overview" if rows and columns else "image"
         grids.append(Grid(run[:whole], cells, cells, kind, index, 0, (0.0, 0.0, share, share)))
-        if raster is not None:
-            rows, columns, box = raster
+        if rows and columns:
             table = run[whole:].reshape(rows, columns + 1)
             grids.append(Grid(table[:, :columns].reshape(-1), rows, columns, "tile", index, 0, box))
     return grids
@@ -219,9 +230,7 @@ def uncut(size: tuple[int, int], cells: tuple[int, int]) -> tuple[int, int]:
     return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
 
-def _raster(
-    size: tuple[int, int], canvas: tuple[int, int], side: int, seen: int, cells: int
-) -> tuple[int, int, Box]:
+def _raster(size: tuple[int, int], canvas: tuple[int, int], side: int, seen: int, cells: int) -> tuple[int, int, Box]:
     """Say how many rows and columns of cells are left of a canvas, and which part of the image they are."""
     scales = [full / length for full, length in zip(canvas, size, strict=True)]
     # The side that fills the canvas is exact, the other is rounded up.

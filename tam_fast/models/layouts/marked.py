@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tam_fast.maps.grid import Grid
-from tam_fast.models.layouts.marks import Square, by_ends, by_names, cut, grids_of, shape_of, sizes_of
+from tam_fast.models.layouts.marks import Picture, Square, by_ends, by_names, cut, grids_of, shape_of, sizes_of
 from tam_fast.models.layouts.source import Box, VisualInput, field_of, marked_id, runs_of, visual_runs
 
 __all__ = ["idefics3_grids", "lfm2_grids", "llama4_grids", "step3_grids", "unlimited_ocr_grids"]
@@ -65,9 +65,10 @@ def lfm2_grids(source: VisualInput) -> list[Grid]:
 
     Raises
     ------
+    ValueError
+        If the images' sizes are not known, and the processor wrote no names (``use_image_special_tokens``).
     ModelNotSupportedError
-        If names, tiles and visual tokens do not fit together. The processor must write names
-        (``use_image_special_tokens``) unless every image is shown once.
+        If names, tiles and visual tokens do not fit together.
     """
     factor = field_of(source.config, "downsample_factor") or 1
     shapes = source.rows("spatial_shapes", 2)
@@ -81,15 +82,46 @@ def lfm2_grids(source: VisualInput) -> list[Grid]:
         for name, default in (("start", "<|image_start|>"), ("thumbnail", "<|img_thumbnail|>"))
     )
     marks = {marked_id(source, first), marked_id(source, last)} - {None}
-    if runs and not marks.intersection(source.input_ids.tolist()):
-        # Without names, one crop of an image cannot be told from the next.
-        if len(shapes) != (len(runs) if source.image_sizes is None else len(source.image_sizes)):
-            raise source.refuse("marks of tiles (use_image_special_tokens)", f"none around {len(shapes)} tiles")
+    if not marks.intersection(source.input_ids.tolist()):
         parts = visual_runs(source, "image", [h * w for h, w in shapes], f"spatial_shapes / {factor}^2")
-        return [Grid(part, h, w, "image", k) for k, (part, (h, w)) in enumerate(zip(parts, shapes, strict=True))]
+        pictures = _unnamed(source, len(shapes), factor)
+        return grids_of(source, [(int(part[0]), int(part[-1]) + 1) for part in parts], pictures, shapes)
     if len(runs) != len(shapes):
         raise source.refuse(f"{len(shapes)} runs of image tokens (spatial_shapes)", f"{len(runs)}")
     return grids_of(source, runs, by_names(source, runs, last, first), shapes)
+
+
+def _unnamed(source: VisualInput, count: int, factor: int) -> list[Picture]:
+    """Tell by the images' sizes how many tiles each has, as the processor of LFM2-VL does."""
+    images = source.image_processor
+    cell = images.encoder_patch_size * factor
+    most = images.max_image_tokens * cell**2 * images.max_pixels_tolerance
+    tilings = [
+        (columns, area // columns)
+        for area in range(images.min_tiles, images.max_tiles + 1)
+        for columns in range(1, area + 1)
+        if area % columns == 0
+    ]
+    pictures, start = [], 0
+    for width, height in source.sizes():
+        columns = rows = 1
+        area = math.prod(max(images.encoder_patch_size, round(side / cell) * cell) for side in (width, height))
+        if images.do_image_splitting and area > most:
+            # The nearest proportions; of those as near, more tiles for an image that fills half of them.
+            far = math.inf
+            for across, down in tilings:
+                off = abs(width / height - across / down)
+                if off < far or (off == far and 2 * width * height > images.tile_size**2 * across * down):
+                    columns, rows, far = across, down, off
+        tiles = rows * columns if rows * columns > 1 else 0
+        places = [[start + row * columns + column for column in range(columns)] for row in range(rows if tiles else 0)]
+        start += tiles
+        whole = not tiles or images.use_thumbnail
+        pictures.append(Picture(places, start if whole else None))
+        start += whole
+    if start != count:
+        raise source.refuse(f"{start} tiles and whole images", f"{count} (spatial_shapes)")
+    return pictures
 
 
 def llama4_grids(source: VisualInput) -> list[Grid]:

@@ -139,23 +139,28 @@ def test_tiles_out_of_order_are_refused():
 
 
 @pytest.mark.long
-def test_lfm2_without_names_takes_whole_images_alone():
-    built = build_or_skip("lfm2_vl")
+@pytest.mark.parametrize("name", ["lfm2_vl", "lfm2_vl.alone"])
+def test_lfm2_without_names_goes_by_the_sizes(name):
+    built = build_or_skip(name)
 
-    def layout(*sizes):
+    def layout(sizes, **options):
         images = [picture(*size) for size in sizes]
-        inputs = built.processor(
-            images=images,
-            text=["".join(["<image>"] * len(images)) + PROMPT],
-            return_tensors="pt",
-            use_image_special_tokens=False,
-        )
-        return tam_fast.layout_of(built.model, built.processor, inputs, sizes)
+        text = ["".join(["<image>"] * len(images)) + PROMPT]
+        inputs = built.processor(images=images, text=text, return_tensors="pt", **options)
+        return tam_fast.layout_of(built.model, built.processor, inputs, sizes).grids
 
-    grids = layout((57, 41), (41, 57)).grids
-    assert [(grid.shape, grid.kind, grid.source) for grid in grids] == [((3, 4), "image", 0), ((4, 3), "image", 1)]
-    with pytest.raises(tam_fast.ModelNotSupportedError, match="use_image_special_tokens"):
-        layout((170, 90))
+    def known(grid):
+        return grid.shape, grid.kind, grid.source, grid.box
+
+    sizes = [(57, 41), (170, 90), (41, 57), *_sweep(40)]
+    for first, second in zip(sizes[::2], sizes[1::2], strict=False):
+        named, unnamed = (layout([first, second], use_image_special_tokens=named) for named in (True, False))
+        assert [known(grid) for grid in named] == [known(grid) for grid in unnamed], (first, second)
+    with pytest.raises(ValueError, match="image_sizes: expected"):
+        inputs = built.processor(
+            images=[picture()], text=["<image>"], return_tensors="pt", use_image_special_tokens=False
+        )
+        tam_fast.layout_of(built.model, built.processor, inputs)
 
 
 def test_names_that_the_vocabulary_lacks_are_read():

@@ -68,8 +68,8 @@ def test_no_newline_beginning_or_end_of_hunyuan_is_a_cell():
     (grid,) = prompt.layout.grids
     rows = grid.positions.reshape(grid.shape)
     first = int(torch.nonzero(prompt.input_ids == prompt.input_ids[rows[0, 0]]).flatten()[0])
-    expected = [[first + 1 + row * (grid.width + 1) + column for column in range(grid.width)] for row in range(3)]
-    assert grid.height == 3
+    expected = [[first + 1 + row * (grid.width + 1) + column for column in range(grid.width)] for row in range(2)]
+    assert grid.shape == (2, 6)
     assert rows.tolist() == expected
 
 

@@ -89,7 +89,10 @@ def test_minicpm_slices_have_their_own_sizes():
     assert [grid.kind for grid in grids] == ["overview", *["tile"] * 4, "image"]
     assert grids[4].box == (0.5, 0.5, 1.0, 1.0)
     # Four times as many tokens of a model that merges patches once only.
-    assert minicpm_grids(overview_input("minicpmv4_6", minicpm("<image>", 24), target_sizes=[[8, 12]]))[0].shape == (4, 6)
+    assert minicpm_grids(overview_input("minicpmv4_6", minicpm("<image>", 24), target_sizes=[[8, 12]]))[0].shape == (
+        4,
+        6,
+    )
 
 
 @pytest.mark.parametrize(
