@@ -18,7 +18,8 @@ _HALF = 0.5  # of a map's maximum: cells above it form the region that an edge n
 class Graph(list[tuple[str, str, dict[str, Any]]]):
     """Edges (from, to, attributes) to each token of an answer from what speaks for it most.
 
-    Nodes are named ``"prompt:0"`` (a token of the prompt's text), ``"answer:0"`` and ``"image:0"``. Attributes are JSON-able:
+    Nodes are named ``"prompt:0"`` (a token of the prompt's text), ``"answer:0"`` and ``"image:0"``. Attributes are
+    JSON-able:
 
     - ``weight``: relevance of a context token, or the maximum of the token's map on the image; both are on the common
       scale of Eq. 3 of the TAM paper, so that they can be compared.
@@ -43,10 +44,11 @@ class Graph(list[tuple[str, str, dict[str, Any]]]):
         except ImportError as error:
             raise ImportError("to_networkx: expected networkx to be installed: pip install networkx") from error
         made = networkx.DiGraph()
-        for source, target, attributes in self:
+        for source, _, attributes in self:
             made.add_node(source, text=attributes["source"])
+        for _, target, attributes in self:
             made.add_node(target, text=attributes["target"])
-            made.add_edge(source, target, **attributes)
+        made.add_edges_from(self)
         return made
 
 
