@@ -22,8 +22,11 @@ def classifier(model: Any) -> torch.nn.Module:
     return model.get_output_embeddings() or model.get_decoder().get_output_embeddings()
 
 
-def head_states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """What the classifier reads at every position (S, C): its own input, which capture never looks at."""
+def head_states(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the classifier reads at every position (S, C): its own input, which capture never looks at.
+
+    And the logits (S, V) that the model returns.
+    """
     seen: list[torch.Tensor] = []
 
     def look(_module: Any, args: Any) -> None:
@@ -32,10 +35,10 @@ def head_states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     handle = classifier(model).register_forward_pre_hook(look)
     try:
         with torch.no_grad():
-            model(**inputs, logits_to_keep=0)
+            logits = model(**inputs, logits_to_keep=0).logits
     finally:
         handle.remove()
-    return seen[-1].reshape(-1, seen[-1].shape[-1])
+    return seen[-1].reshape(-1, seen[-1].shape[-1]), logits[0]
 
 
 def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int = 3) -> None:
@@ -60,7 +63,7 @@ def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int =
     from tam_fast.explain.job import Job
 
     job = Job(model, processor, explainer._head(), images, PROMPT, prompt, 3)
-    states = head_states(model, job.model_inputs(e.token_ids[:-1]))
+    states, logits = head_states(model, job.model_inputs(e.token_ids[:-1]))
     ids = torch.cat([prompt.input_ids, torch.tensor(e.token_ids)])
     expected = oracle.activation_maps(
         states.double().numpy(),
@@ -74,3 +77,10 @@ def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int =
     streamed = torch.stack([step.map for step in steps])
     for name, maps in (("generated", e.maps.maps), ("streamed", streamed), ("given", given.maps.maps)):
         np.testing.assert_allclose(maps.numpy(), expected, atol=_TOLERANCE, err_msg=name)
+    probabilities = logits[layout.answer_start - 1 :].double().softmax(-1)
+    for name, found in (("generated", e), ("given", given)):
+        for row, step in zip(probabilities, found.candidates, strict=True):
+            likeliest = row.topk(len(step)).values.tolist()
+            told = [candidate.probability for candidate in step]
+            np.testing.assert_allclose(told, likeliest, atol=_TOLERANCE, err_msg=name)
+            np.testing.assert_allclose(told, [float(row[candidate.token_id]) for candidate in step], atol=_TOLERANCE)

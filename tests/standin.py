@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -153,6 +154,8 @@ def take(module: str, name: str) -> Any:
     path = f"transformers.models.{module}"
     if find_spec("torchvision") is not None:
         return getattr(import_module(path), name)
+    if find_spec("transformers.image_processing_backends") is None:
+        pytest.skip("image processors of this version of transformers are not built as the stand-in knows them")
     with _standing_in():
         found = getattr(import_module(path), name)
     return _unguarded(found)

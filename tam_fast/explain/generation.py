@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tam_fast.explain.job import CANDIDATES, Job
-from tam_fast.models.capture import CapturedCandidates, capture
+from tam_fast.models.capture import CapturedCandidates
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.layouts import visual_mask
+from tam_fast.models.logits import Transform
 from tam_fast.models.recording import MISMATCH, Points, Recording, record, verify
 from tam_fast.models.typed import SpecialTokens, check_special_tokens, check_text, tokenise
 from tam_fast.models.wrappers import uncompiled
@@ -247,6 +249,16 @@ def _prompts_end(job: Job) -> dict[str, Any]:
     return {"use_cache": True, "past_key_values": cache}
 
 
+@contextlib.contextmanager
+def _last_position(module: torch.nn.Module) -> Iterator[None]:
+    """Let an lm_head see no more than the last position, for models without ``logits_to_keep``."""
+    handle = module.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]) if args else None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidates]:
     """Run the model once over prompt and answer; as :func:`generate`.
 
@@ -260,13 +272,12 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
     with torch.no_grad(), uncompiled(job.model), record(job.model, job.head, CANDIDATES) as recording:
         if "logits_to_keep" in inspect.signature(type(job.model).forward).parameters:
             job.model(**inputs, logits_to_keep=1, **_prompts_end(job))
-            if recording.trouble:
-                raise ModelNotSupportedError(f"model: {MISMATCH}: {recording.trouble}")
-            hidden = recording.states.hidden
         else:
-            with capture(job.model) as states:
-                job.model.base_model(**inputs, use_cache=False)
-            hidden = states.hidden
+            with _last_position(job.head.module):
+                job.model(**inputs, **_prompts_end(job))
+    if recording.trouble:
+        raise ModelNotSupportedError(f"model: {MISMATCH}: {recording.trouble}")
+    hidden = recording.states.hidden
     first = job.prompt.layout.answer_start - 1
     if hidden.shape[0] != first + len(ids):
         raise ModelNotSupportedError(
@@ -274,12 +285,15 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
             f"{type(job.model).__name__}"
         )
     candidates = CapturedCandidates()
-    why = ""
+    # What the model does to logits, which the lm_head does not.
+    shown = recording.transform(job.head)
+    why = "" if shown is not None else f"{type(job.model).__name__} changes the logits of its lm_head"
+    shown = shown or Transform()
     with torch.no_grad():
         for begin in range(0, len(ids), _LOGIT_ROWS):
             rows = hidden[first:][begin : begin + _LOGIT_ROWS]
             logits = job.head.module(rows[None])[0]
-            best, _ = candidates.append(logits, CANDIDATES)
+            best, _ = candidates.append(shown(logits), CANDIDATES)
             given = torch.tensor(ids[begin : begin + _LOGIT_ROWS], device=best.device)
             points = torch.cat([best, given[:, None]], dim=1)
             scored = logits.gather(1, points)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tam_fast.maps.canvas import Canvas, canvas_of
-from tam_fast.maps.grid import Grid, check_count, check_positions
+from tam_fast.maps.grid import Grid, are_distinct, check_count, check_positions
 
 __all__ = ["Grid", "Layout"]
 
@@ -55,7 +55,7 @@ class Layout:
                     f"{name}: expected positions before answer_start = {answer_start}, got {int(positions.max())}"
                 )
         every = torch.cat([visual, prompt])
-        if every.unique().numel() != every.numel():
+        if not are_distinct(every):
             raise ValueError("grids, prompt: expected every position at most once, got one that is used twice")
         for name, value in (
             ("grids", grids),

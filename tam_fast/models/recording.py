@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tam_fast.models.capture import CapturedCandidates, CapturedStates, decoder_of, states_of
 from tam_fast.models.heads import Head
+from tam_fast.models.logits import Transform, is_transformed, transform_of
 
 __all__ = ["MISMATCH", "Points", "Recording", "record", "verify"]
 
@@ -98,6 +99,8 @@ class Recording:
     ----------
     states : CapturedStates
     candidates : CapturedCandidates
+    changed : tuple of two (V,) Tensors, or None
+        The first step's logits, those of the lm_head and the model's, where these are others.
     trouble : str
         Why the states cannot be those of one answer, '' as long as they can.
     """
@@ -106,6 +109,7 @@ class Recording:
         self.trouble = ""
         self.states = CapturedStates()
         self.candidates = CapturedCandidates() if candidates is None else candidates
+        self.changed: tuple[Tensor, Tensor] | None = None
         self._count = count
         self._points: list[_Step] = []
         self._fed: list[Tensor] = []  # ids of the answer as the model was given them
@@ -128,6 +132,8 @@ class Recording:
         if not is_prefill:
             self._feed(fed)
         same = scored.data_ptr() == logits.data_ptr() and scored.dtype == logits.dtype
+        if is_prefill and not same:
+            self.changed = scored.clone(), logits.clone()
         step = _Step(rows[-1], scored if not same else logits, logits)
         if self.candidates.may_wait(logits):
             # Few logits: looked at together, when steps are verified.
@@ -181,6 +187,10 @@ class Recording:
         fed = torch.cat(self._fed).tolist()
         count = min(len(fed), len(token_ids))
         return bool(fed[:count] == list(token_ids[:count]))
+
+    def transform(self, head: Head) -> Transform | None:
+        """Say what the model does to the logits of its lm_head; None if it is neither scaling nor capping."""
+        return Transform() if self.changed is None else transform_of(*self.changed, head.config)
 
     def verify(self, head: Head, at_least: int = 1) -> str:
         """Verify the steps that were not yet; return what is wrong, or ''.
@@ -343,7 +353,9 @@ def verify(head: Head, points: Points) -> str:
                 f"the lm_head of {head.name} gave {float(scored[step, place]):.5g} for token id "
                 f"{int(ids[step, place])}, and its row times the captured state is {float(products[step, place]):.5g}"
             )
-    return "" if points.logits is points.scored else _same_up_to_a_transform(points, head)
+    if points.logits is points.scored or is_transformed(points.scored, points.logits, head.config):
+        return ""
+    return f"the logits of {head.name} are not those of its lm_head, scaled or capped"
 
 
 def _allowed(logits: Tensor, head: Head, size: Tensor, lengths: Tensor) -> Tensor:
@@ -361,35 +373,3 @@ def _allowed(logits: Tensor, head: Head, size: Tensor, lengths: Tensor) -> Tenso
     if not head.exact:
         share = max(share, 2.0**-6)
     return 2.0 * unit * size + share * lengths + 1e-6
-
-
-def _caps(head: Head) -> list[float]:
-    """Find the caps that a configuration names (``final_logit_softcapping`` and the like)."""
-    found = []
-    config = head.config
-    for part in (config, config.get_text_config()):
-        for name, value in vars(part).items():
-            plain = name.replace("_", "")
-            if "softcap" in plain and "logit" in plain and isinstance(value, (int, float)) and value > 0:
-                found.append(float(value))
-    return found
-
-
-def _same_up_to_a_transform(points: Points, head: Head) -> str:
-    scored, logits = points.scored.float().flatten(), points.logits.to(points.scored.device).float().flatten()
-    finite = torch.isfinite(scored) & torch.isfinite(logits)
-    scored, logits = scored[finite], logits[finite]
-    unit = max(torch.finfo(points.scored.dtype).eps, torch.finfo(points.logits.dtype).eps)
-    for cap in (None, *_caps(head)):
-        # One factor for all, least squares on what was capped.
-        raw = logits if cap is None else cap * torch.atanh((logits / cap).clamp(-0.999999, 0.999999))
-        fitted = (raw * scored).sum() / (scored * scored).sum().clamp_min(1e-30)
-        for factor in (torch.ones_like(fitted), fitted):
-            if factor <= 0 and bool(scored.any()):
-                continue  # the likeliest tokens would be the least likely ones of the lm_head
-            expected = factor * scored
-            if cap is not None:
-                expected = cap * torch.tanh(expected / cap)
-            if bool(((expected - logits).abs() <= 8.0 * unit * logits.abs() + 1e-5).all()):
-                return ""
-    return f"the logits of {head.name} are not those of its lm_head, scaled or capped"

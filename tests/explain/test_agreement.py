@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import tam_fast
 from tam_fast import Explainer, ModelNotSupportedError
+from tam_fast.explain.job import Job
+from tam_fast.models.inputs import prepare_inputs
 
 
 @pytest.fixture(params=["qwen2", pytest.param("llava", marks=pytest.mark.long)])
@@ -143,6 +146,42 @@ def test_logits_that_are_scaled_or_capped_are_understood(made, transform):
     assert e.source == "generated"
     assert e.token_ids == plain.token_ids
     assert torch.equal(e.maps.maps, plain.maps.maps)
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["logits_to_keep", "all logits"])
+@pytest.mark.parametrize(
+    ("factor", "cap"), [(0.25, None), (4.0, None), (1.0, 3.0), (0.25, 3.0), (1.0, 1e4), (1.0, None)]
+)
+def test_candidates_of_a_given_answer_have_the_models_own_probabilities(made, factor, cap, keeps):
+    model, processor = made
+    plain = type(model)
+
+    class Transformed(plain):
+        @functools.wraps(plain.forward)
+        def forward(self, *arguments, **options):
+            output = plain.forward(self, *arguments, **options)
+            logits = output.logits * factor
+            output.logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            return output
+
+    whole = inspect.signature(plain.forward)
+    some = [value for name, value in whole.parameters.items() if keeps or name != "logits_to_keep"]
+    Transformed.forward.__signature__ = whole.replace(parameters=some)
+    model.__class__ = Transformed
+    model.config.get_text_config().final_logit_softcapping = cap
+    model.config.get_text_config().attn_logit_softcapping = 50.0
+    answer = [70, 71, 7, 65, 66]
+    explainer = Explainer(model, processor)
+    e = explainer.explain(picture(), PROMPT, answer=answer)
+    prompt = prepare_inputs(model, processor, [picture()], PROMPT)
+    inputs = Job(model, processor, explainer._head(), [picture()], PROMPT, prompt, 3).model_inputs(answer[:-1])
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, prompt.layout.answer_start - 1 :]
+    assert len(logits) == len(answer)
+    for row, step in zip(logits.double().softmax(-1), e.candidates, strict=True):
+        expected = [float(row[candidate.token_id]) for candidate in step]
+        assert [candidate.probability for candidate in step] == pytest.approx(expected, rel=1e-4)
+        assert expected == pytest.approx(row.topk(3).values.tolist(), rel=1e-4)
 
 
 def test_states_that_no_step_showed_come_from_a_pass_over_the_answer(made, monkeypatch):

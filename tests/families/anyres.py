@@ -15,7 +15,7 @@ SIDE = 32
 CANVASES = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 CHAT = tools.template("<image>\n", "<video>\n")
 # Wide, with padding above and below; tall; smaller than a tile; larger than all canvases; a line beside another.
-SIZES = [[(90, 36)], [(30, 75)], [(25, 23)], [(180, 150)], [(4, 100), (40, 64)]]
+SIZES = [[(90, 36)], [(30, 75)], [(25, 23)], [(180, 150)], [(12, 150), (40, 64)]]
 
 
 def _images(name: str, side: int, canvases: Any) -> Any:

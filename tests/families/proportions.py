@@ -227,7 +227,7 @@ def _emu3() -> Built:
     def flatten(model: Any) -> None:
         """Take out what mixes positions; codes and their embeddings along a line, so that a code tells how much."""
         vq = model.model.vqmodel
-        for module in list(vq.encoder.modules()) + [vq.quant_conv]:
+        for module in list(vq.encoder.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, torch.nn.GroupNorm):
                     setattr(module, name, _Through())

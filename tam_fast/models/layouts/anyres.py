@@ -102,7 +102,7 @@ def llava_onevision_grids(source: VisualInput) -> list[Grid]:
         )
     together = source.inputs.get("batch_num_images")
     alone = None if together is None else [count == 1 for count in _numbers(together) for _ in range(count)]
-    grids = _grids(source, cells, int(digits), alone) + _videos(source, cells)
+    grids = _grids(source, cells, int(digits), alone) + _videos(source)
     return sorted(grids, key=lambda grid: int(grid.positions[0]))
 
 
@@ -123,46 +123,39 @@ def _grids(
 
     `limit` is how many tiles' cells a raster may have before it is shrunk; `alone` says which images are tiled.
     """
-    side, seen = (
-        int(source.config.vision_config.image_size),
-        _patches(source) * int(source.config.vision_config.patch_size),
-    )
     sizes = source.rows("image_sizes", 2) or [[height, width] for width, height in source.sizes()]
     alone = [True] * len(sizes) if alone is None else alone
     if len(alone) != len(sizes):
         raise source.refuse(f"batch_num_images of {len(sizes)} images", len(alone))
-    _check_tiles(source, side)
-    canvases = [
-        _canvas(source, (height, width), side) if tiled else None
-        for (height, width), tiled in zip(sizes, alone, strict=True)
-    ]
-    rasters: list[tuple[int, int, Box] | None] = []
-    for (height, width), canvas in zip(sizes, canvases, strict=True):
-        if canvas is None:
-            rasters.append(None)
-            continue
-        rows, columns, box = _raster((height, width), canvas, side, seen, cells)
-        ratio = math.sqrt(rows * columns / (limit * cells**2)) if limit else 1.0
-        if ratio > 1.1:
-            rows, columns = int(rows // ratio), int(columns // ratio)
-        rasters.append((rows, columns, box))
+    _check_tiles(source)
     whole = cells * cells
-    counts = [whole + (1 if raster is None else raster[0] * (raster[1] + 1)) for raster in rasters]
-    meaning = f"{cells} x {cells} of the whole image, then rows with a newline"
-    share = seen / side
+    rasters: list[tuple[int, int, Box]] = []
+    counts: list[int] = []
+    for (height, width), tiled in zip(sizes, alone, strict=True):
+        rows, columns, box = _raster(source, (height, width), cells, limit) if tiled else (1, 0, _WHOLE)
+        rasters.append((rows, columns, box))
+        counts.append(whole + rows * (columns + 1))
+    runs = visual_runs(source, "image", counts, f"{cells} x {cells} of the whole image, then rows with a newline")
     grids: list[Grid] = []
-    for index, (run, raster) in enumerate(zip(visual_runs(source, "image", counts, meaning), rasters, strict=True)):
-        rows, columns, box = raster or (0, 0, _WHOLE)
+    for index, (run, (rows, columns, box)) in enumerate(zip(runs, rasters, strict=True)):
         kind = "overview" if rows and columns else "image"
-        grids.append(Grid(run[:whole], cells, cells, kind, index, 0, (0.0, 0.0, share, share)))
+        grids.append(Grid(run[:whole], cells, cells, kind, index, 0, _seen(source)))
         if rows and columns:
             table = run[whole:].reshape(rows, columns + 1)
             grids.append(Grid(table[:, :columns].reshape(-1), rows, columns, "tile", index, 0, box))
     return grids
 
 
-def _check_tiles(source: VisualInput, side: int) -> None:
+def _seen(source: VisualInput) -> Box:
+    """Say which part of a tile is seen: pixels at its end may belong to no patch."""
+    vision = source.config.vision_config
+    share = _patches(source) * int(vision.patch_size) / int(vision.image_size)
+    return (0.0, 0.0, share, share)
+
+
+def _check_tiles(source: VisualInput) -> None:
     """Refuse tiles of another size than the model's, and those that are cropped."""
+    side = int(source.config.vision_config.image_size)
     pixels, settings = source.inputs.get("pixel_values"), source.image_processor
     if isinstance(pixels, Tensor) and tuple(pixels.shape[-2:]) != (side, side):
         raise source.refuse(f"pixel_values of tiles of {side} x {side} pixels", tuple(pixels.shape))
@@ -230,8 +223,11 @@ def uncut(size: tuple[int, int], cells: tuple[int, int]) -> tuple[int, int]:
     return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
 
-def _raster(size: tuple[int, int], canvas: tuple[int, int], side: int, seen: int, cells: int) -> tuple[int, int, Box]:
-    """Say how many rows and columns of cells are left of a canvas, and which part of the image they are."""
+def _raster(source: VisualInput, size: tuple[int, int], cells: int, limit: int | None) -> tuple[int, int, Box]:
+    """Say how many rows and columns of cells are left of an image's canvas, and which part of the image they are."""
+    side = int(source.config.vision_config.image_size)
+    seen = side * _seen(source)[2]
+    canvas = _canvas(source, size, side)
     scales = [full / length for full, length in zip(canvas, size, strict=True)]
     # The side that fills the canvas is exact, the other is rounded up.
     filled = 1 if scales[1] < scales[0] else 0
@@ -242,16 +238,20 @@ def _raster(size: tuple[int, int], canvas: tuple[int, int], side: int, seen: int
     cut = uncut(size, (counts[0], counts[1]))
     edges: list[tuple[float, float]] = []
     for axis in (0, 1):
-        # Pixels at the end of each tile may belong to no patch: in the middle of the raster cells are where they say.
+        # Pixels unseen between tiles move cells by up to half their number: in the middle of a tile by none.
         start, cell = (0.0, seen / cells) if tiles[axis] == 1 else ((seen - side) / 2, side / cells)
         start -= (canvas[axis] - fitted[axis]) // 2
         first, last = (start + place * cell for place in (cut[axis], counts[axis] - cut[axis]))
         edges.append((first / fitted[axis], last / fitted[axis]))
+    rows, columns = (count - 2 * less for count, less in zip(counts, cut, strict=True))
+    ratio = math.sqrt(rows * columns / (limit * cells**2)) if limit else 1.0
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
     (y0, y1), (x0, x1) = edges
-    return counts[0] - 2 * cut[0], counts[1] - 2 * cut[1], (x0, y0, x1, y1)
+    return rows, columns, (x0, y0, x1, y1)
 
 
-def _videos(source: VisualInput, patches: int) -> list[Grid]:
+def _videos(source: VisualInput) -> list[Grid]:
     """Build the grids of LLaVA-OneVision's videos, a frame each."""
     pixels = source.inputs.get("pixel_values_videos")
     frames: list[int] = []
@@ -259,11 +259,10 @@ def _videos(source: VisualInput, patches: int) -> list[Grid]:
         if not isinstance(pixels, Tensor) or pixels.ndim != 5:
             raise source.refuse("pixel_values_videos (n, frames, 3, side, side)", getattr(pixels, "shape", None))
         frames = [int(pixels.shape[1])] * int(pixels.shape[0])
-    cells = -(-patches // 2)
+    cells = -(-_patches(source) // 2)
     counts = [count * cells**2 + 1 for count in frames]
-    share = patches * int(source.config.vision_config.patch_size) / int(source.config.vision_config.image_size)
     return [
-        Grid(part, cells, cells, "video", index, frame, (0.0, 0.0, share, share))
+        Grid(part, cells, cells, "video", index, frame, _seen(source))
         for index, run in enumerate(visual_runs(source, "video", counts, f"{cells} x {cells} a frame and a newline"))
         for frame, part in enumerate(run[:-1].split(cells**2))
     ]

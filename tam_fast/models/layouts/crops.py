@@ -160,11 +160,14 @@ def _canvases(source: VisualInput, pictures: int, count: int, side: int) -> list
     least, most = int(_setting(source, "min_patches", 1)), int(_setting(source, "max_patches", 12))
     canvases = [nearest_canvas(size, (side, side), least, most) for size in source.sizes()]
     expected = [columns * rows + (columns * rows > 1) for columns, rows in canvases]
-    if sum(expected) != pictures:
+    # Where other tokens stand between two pictures, one image ends.
+    ends = set(itertools.accumulate(expected))
+    found = list(itertools.accumulate((stop - start) // count for start, stop in runs_of(source)))
+    if sum(expected) != pictures or not ends.issuperset(found):
         raise source.refuse(
             f"{' + '.join(map(str, expected))} pictures (tiles and whole images, with min_patches {least} and "
             f"max_patches {most})",
-            pictures,
+            f"{pictures}, in runs that end behind {', '.join(map(str, found))}",
         )
     return canvases
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,19 +96,40 @@ def glm5_grids(source: VisualInput) -> list[Grid]:
     cell = int(processor.patch_size) * merge
     shapes = _shapes(source, (merge, merge))
     contents = []
-    for (rows, columns), (width, height) in zip(shapes, source.sizes(), strict=True):
-        canvas = (columns * cell, rows * cell)
-        content = canvas
+    for shape, (width, height) in zip(shapes, source.sizes(), strict=True):
+        content = canvas = (shape[1] * cell, shape[0] * cell)
         if processor.do_resize:
+            least, most = int(processor.min_image_tokens), int(processor.max_image_tokens)
+            expected = _glm5_shape(width, height, cell, least, most)
+            if expected != shape:
+                raise _unfit(source, expected, (width, height), shape)
             scale = min(canvas[1] / height, canvas[0] / width)
-            if width * height >= cell**2 * int(processor.min_image_tokens):
+            if width * height >= cell**2 * least:
                 scale = min(1.0, scale)
             content = (_within(width * scale, canvas[0]), _within(height * scale, canvas[1]))
-        # Both are rounded, so that a whole row or column may be padding, but not two.
-        if any(side - pixels >= 2 * cell for side, pixels in zip(canvas, content, strict=True)):
-            raise source.refuse(f"the cells of an image of {width} x {height} pixels", f"{rows} x {columns}")
         contents.append(content)
     return _padded(source, shapes, contents, (cell, cell))
+
+
+def _glm5_shape(width: int, height: int, cell: int, least: int, most: int) -> tuple[int, int]:
+    """Work out rows and columns of the canvas of an image: whole cells, `least` at least and `most` at most."""
+
+    def cells(width: int, height: int) -> tuple[int, int]:
+        return -(-height // cell), -(-width // cell)
+
+    shape = cells(width, height)
+    if math.prod(shape) < least:
+        scale = math.sqrt(least * cell**2 / (width * height))
+        shape = cells(math.ceil(width * scale), math.ceil(height * scale))
+    if math.prod(shape) > most:
+
+        def shrunk(rows: int) -> tuple[int, int]:
+            return cells(max(1, width * rows // height), rows)
+
+        # The largest height in pixels that fits.
+        best = bisect_right(range(1, height + 1), most, key=lambda rows: math.prod(shrunk(rows)))
+        shape = shrunk(best) if best else (1, 1)
+    return shape
 
 
 def _within(length: float, most: int) -> int:

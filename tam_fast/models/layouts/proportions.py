@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -144,7 +145,7 @@ def fuyu_grids(source: VisualInput) -> list[Grid]:
         found = rows[first : first + cells[0]]
         first += cells[0]
         # One newline between rows.
-        together = all(last + 1 == begin for (_, last), (begin, _) in zip(found, found[1:], strict=False))
+        together = all(last + 1 == begin for (_, last), (begin, _) in itertools.pairwise(found))
         if [stop - start for start, stop in found] != [cells[1]] * cells[0] or not together:
             got = [stop - start for start, stop in found]
             raise source.refuse(f"{cells[0]} rows of {cells[1]} image tokens", f"rows of {got}")

@@ -119,11 +119,12 @@ def _pooled(source: VisualInput, name: str, cells: Sequence[int], size: Any) -> 
         found = found[0]
     if tuple(found.shape) != (sum(cells), high * wide):
         raise source.refuse(f"{name} ({sum(cells)}, {high} * {wide})", tuple(found.shape))
-    return (found >= 0).cpu().view(-1, high, wide).split(list(cells))
+    slots_of: Sequence[Tensor] = (found >= 0).cpu().view(-1, high, wide).split(list(cells))
+    return slots_of
 
 
 def _pooled_box(slots: Tensor) -> Box:
-    """Work out the box of a raster from the slots (H, W, h, w) of its cells that hold a patch; all others are padding."""
+    """Work out a raster's box from the slots (H, W, h, w) of its cells that hold a patch; the others are padding."""
     edges: list[tuple[float, float]] = []
     for taken in (slots[0].any(1).flatten(), slots[:, 0].any(2).flatten()):
         held = torch.nonzero(taken).flatten()

@@ -43,7 +43,8 @@ def internvl_grids(source: VisualInput) -> list[Grid]:
         If an image has not as many visual tokens as its tiles have cells.
     """
     ratio = float(source.config.downsample_ratio)
-    return _grids(source, "start_image_token", round(1 / ratio), _nearest(source), frames=True)
+    frames = getattr(source.processor, "video_token", None) is not None
+    return _grids(source, "start_image_token", round(1 / ratio), _nearest(source), frames)
 
 
 def aya_grids(source: VisualInput) -> list[Grid]:
@@ -175,16 +176,17 @@ def _grids(source: VisualInput, start: str, shrunk: int, rule: _Rule, frames: bo
     """
     cells, tile, part = _tile(source, shrunk)
     pieces = _images(source, start, cells * cells)
-    shown: list[tuple[int, int] | None] = _frames(source, [piece for piece, _ in pieces]) if frames else []
-    images = [entry for entry, video in zip(pieces, shown or [None] * len(pieces), strict=True) if video is None]
-    sizes = source.sizes() if images else []
-    if shown and len(images) < len(pieces) == len(sizes):
-        shown, images = [], pieces  # the user wrote what names frames
-    if len(sizes) != len(images):
-        raise ValueError(f"image_sizes: expected (width, height) of {len(images)} images, got {len(sizes)}")
+    shown: list[tuple[int, int] | None] = [None] * len(pieces)
+    # Where there are as many sizes as pieces, the user wrote what names frames.
+    if frames and (source.image_sizes is None or len(source.image_sizes) != len(pieces)):
+        shown = _frames(source, [start for start, _ in pieces])
+    images = shown.count(None)
+    sizes = source.sizes() if images or source.image_sizes is not None else []
+    if len(sizes) != images:
+        raise ValueError(f"image_sizes: expected (width, height) of {images} images, got {len(sizes)}")
     grids: list[Grid] = []
     index = 0
-    for (_, parts), video in zip(pieces, shown or [None] * len(pieces), strict=True):
+    for (_, parts), video in zip(pieces, shown, strict=True):
         if video is not None:
             grids.append(Grid(parts[0], cells, cells, "video", video[0], video[1], _box(0, 0, 1, 1, part)))
             continue
@@ -230,8 +232,8 @@ def _images(source: VisualInput, start: str, count: int) -> list[tuple[int, tupl
     """Find where each image begins, and its visual tokens tile by tile."""
     mark = getattr(source.processor, start, None)
     number = marked_id(source, mark)
-    marks = torch.nonzero(source.input_ids == (-1 if number is None else number)).flatten()
-    found = torch.nonzero(source.input_ids == token_id(source.config, "image")).flatten()
+    marks = _places(source, number)
+    found = _places(source, token_id(source.config, "image"))
     owners = torch.searchsorted(marks, found) - 1
     if found.numel() and int(owners[0]) < 0:
         raise source.refuse(f"a mark {mark!r} before visual tokens", "none")
@@ -242,6 +244,10 @@ def _images(source: VisualInput, start: str, count: int) -> list[tuple[int, tupl
             raise source.refuse(f"a multiple of {count} visual tokens an image", int(run.numel()))
         images.append((int(marks[owner]), run.split(count)))
     return images
+
+
+def _places(source: VisualInput, number: int | None) -> Tensor:
+    return torch.nonzero(source.input_ids == (-1 if number is None else number)).flatten()
 
 
 _FRAME = re.compile(r"Frame([0-9]+): $")
