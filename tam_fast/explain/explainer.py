@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +20,14 @@ from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
 from tam_fast.models.layouts import visual_mask
+from tam_fast.models.processors import load_processor
 from tam_fast.models.typed import SpecialTokens, check_special_tokens
 from tam_fast.models.wrappers import check_weights, input_device, unwrap
 
 __all__ = ["Explainer"]
+
+# Arguments of from_pretrained that the model and its processor have in common.
+_SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class Explainer:
@@ -66,6 +71,57 @@ class Explainer:
         self.processor = processor
         hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
         self._head().check(torch.zeros((1, hidden), dtype=model.dtype, device=input_device(model)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        attn_implementation: str | None = None,
+        **kwargs: Any,
+    ) -> Explainer:
+        """Load a model and its processor, and put an explainer around them.
+
+        ::
+
+            explainer = tam_fast.Explainer.from_pretrained("Qwen/Qwen2-VL-2B-Instruct", device="cuda")
+
+        Parameters
+        ----------
+        id_or_path : str or path
+            A model folder (nothing is fetched then) or a model hub id.
+        device : str or torch.device, optional
+            Where the model goes; the CPU if not given. Not together with ``device_map``.
+        dtype : str or torch.dtype
+            The number format of its weights; ``"auto"`` leaves them as they are stored.
+        attn_implementation : str, optional
+            ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``, ...; transformers chooses if not given.
+        **kwargs
+            Passed on to ``from_pretrained`` of the model, such as ``device_map`` or ``quantization_config``; of the
+            processor as well ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``trust_remote_code``.
+
+        Returns
+        -------
+        Explainer
+
+        Raises
+        ------
+        ModelNotSupportedError, ValueError, OSError
+            As the class, :func:`tam_fast.load_processor` and transformers raise.
+        """
+        import transformers
+
+        if device is not None and kwargs.get("device_map") is not None:
+            raise ValueError(f"device: expected none with device_map, got {device!r}")
+        if attn_implementation is not None:
+            kwargs["attn_implementation"] = attn_implementation
+        # First: it takes less, and names files that are missing.
+        processor = load_processor(id_or_path, **{name: kwargs[name] for name in _SHARED if name in kwargs})
+        auto: Any = transformers.AutoModelForImageTextToText
+        model = auto.from_pretrained(id_or_path, dtype=dtype, **kwargs)
+        return cls((model if device is None else model.to(device)).eval(), processor)
 
     def __repr__(self) -> str:
         return f"Explainer({type(self.model).__name__}, {type(self.processor).__name__})"

@@ -1,7 +1,7 @@
 """What models do to the logits of their lm_head before they return them: :class:`Transform`.
 
 Gemma caps them (``final_logit_softcapping``), Cohere and Granite scale them. Names of settings do not tell which way a
-model uses them, so what was done is read off logits themselves, before and after.
+model uses them, so what was done is read off logits themselves, before and after; a setting that fits says how much.
 """
 
 from __future__ import annotations
@@ -82,13 +82,15 @@ def _tried(scored: Tensor, logits: Tensor, config: Any) -> Iterator[tuple[Transf
         yield Transform(), scored.new_zeros(())
         return
     allowed = 8.0 * unit * logits.abs() + 1e-5
+    named = _factors(config)
     for cap in _caps(config):
         # One factor for all, least squares on what was capped; what is close to the cap tells little of it.
         share = torch.zeros_like(logits) if cap is None else (logits / cap).clamp(-0.999999, 0.999999)
         raw = logits if cap is None else cap * torch.atanh(share)
         weighted = (1.0 - share * share) ** 2 * scored
         fitted = float((raw * weighted).sum() / (scored * weighted).sum().clamp_min(1e-30))
-        for factor in (1.0, fitted):
+        near = [factor for factor in named if abs(factor - fitted) <= 0.01 * fitted]
+        for factor in dict.fromkeys((1.0, *near, fitted)):
             if factor <= 0.0:
                 continue  # the likeliest tokens would be the least likely ones of the lm_head
             made = Transform(factor, cap)
@@ -105,3 +107,14 @@ def _caps(config: Any) -> list[float | None]:
             if "softcap" in plain and "logit" in plain and isinstance(value, (int, float)) and value > 0:
                 (final if plain.startswith("final") else others).append(float(value))
     return [*dict.fromkeys(final), None, *dict.fromkeys(others)]
+
+
+def _factors(config: Any) -> list[float]:
+    """Find the factors that a configuration names (``logit_scale``, ``output_multiplier``), and one over them."""
+    found: list[float] = []
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            is_one = ("logit" in name or "output" in name) and ("scal" in name or "multiplier" in name)
+            if is_one and isinstance(value, (int, float)) and value > 0:
+                found += [float(value), 1.0 / value]
+    return found

@@ -180,3 +180,18 @@ def test_real_tokenizer_from_photograph_to_words(shared_data):
     assert forced.tokens[0] == "Two"
     assert forced["giraffes"].shape == forced.layout.sizes[0]
     assert forced.context_tokens[:4] == ["Describe", " this", " image", "."]
+
+
+def test_a_folder_in_one_line(qwen, tmp_path):
+    qwen.model.save_pretrained(tmp_path)
+    qwen.processor.save_pretrained(tmp_path)
+    loaded = Explainer.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager", device="cpu")
+    assert loaded.model.config._attn_implementation == "eager"
+    assert not loaded.model.training
+    image = picture(90, 60)
+    assert_same(loaded.explain(image, PROMPT, **GREEDY), qwen.explain(image, PROMPT, **GREEDY), atol=1e-4, rtol=0)
+    assert Explainer.from_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"^device: expected none with device_map"):
+        Explainer.from_pretrained(tmp_path, device="cpu", device_map="auto")
+    with pytest.raises(FileNotFoundError, match=r"none"):
+        Explainer.from_pretrained(str(tmp_path / "none"))
