@@ -293,7 +293,10 @@ def force(job: Job, ids: list[int]) -> tuple[list[int], Tensor, CapturedCandidat
         for begin in range(0, len(ids), _LOGIT_ROWS):
             rows = hidden[first:][begin : begin + _LOGIT_ROWS]
             logits = job.head.module(rows[None])[0]
-            best, _ = candidates.append(shown(logits), CANDIDATES)
+            made = shown(logits)
+            if recording.closed is not None:
+                made = made.masked_fill(recording.closed, torch.finfo(made.dtype).min)
+            best, _ = candidates.append(made, CANDIDATES)
             given = torch.tensor(ids[begin : begin + _LOGIT_ROWS], device=best.device)
             points = torch.cat([best, given[:, None]], dim=1)
             scored = logits.gather(1, points)

@@ -101,6 +101,8 @@ class Recording:
     candidates : CapturedCandidates
     changed : tuple of two (V,) Tensors, or None
         The first step's logits, those of the lm_head and the model's, where these are others.
+    closed : (V,) bool, or None
+        Tokens whose logits the model overwrote, in place: they cannot come (Chameleon's codes of images).
     trouble : str
         Why the states cannot be those of one answer, '' as long as they can.
     """
@@ -110,6 +112,7 @@ class Recording:
         self.states = CapturedStates()
         self.candidates = CapturedCandidates() if candidates is None else candidates
         self.changed: tuple[Tensor, Tensor] | None = None
+        self.closed: Tensor | None = None
         self._count = count
         self._points: list[_Step] = []
         self._fed: list[Tensor] = []  # ids of the answer as the model was given them
@@ -134,6 +137,8 @@ class Recording:
         same = scored.data_ptr() == logits.data_ptr() and scored.dtype == logits.dtype
         if is_prefill and not same:
             self.changed = scored.clone(), logits.clone()
+        elif is_prefill:
+            self.closed = logits <= torch.finfo(logits.dtype).min
         step = _Step(rows[-1], scored if not same else logits, logits)
         if self.candidates.may_wait(logits):
             # Few logits: looked at together, when steps are verified.
