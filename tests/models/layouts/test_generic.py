@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest_models import PROMPT, picture
+from families import tools
 
 import tam_fast
 from tam_fast.maps.grid import Grid
@@ -132,8 +133,13 @@ def test_explainer_refuses_with_a_true_reason(model_type):
         # None by default, which its layers do not take.
         for field in ("num_global_key_value_heads", "num_experts", "top_k_experts", "moe_intermediate_size"):
             setattr(config.text_config, field, 2)
-    with torch.device("meta"):
-        model = getattr(transformers, name)(config)
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, name)(config)
+    except ValueError as error:
+        if tools.version() >= (5, 23):
+            raise
+        pytest.skip(f"this version makes no {name} of its default configuration: {str(error)[:80]}")
     reason = IMPOSSIBLE[model_type]
     with pytest.raises(ModelNotSupportedError, match=re.escape(reason)) as caught:
         tam_fast.Explainer(model, None)

@@ -121,9 +121,10 @@ def test_molmo2_needs_what_its_cells_pool():
 def test_molmo2_sees_a_video_frame_by_frame(monkeypatch, ends):
     import standin
     import transformers
-    from transformers import image_processing_backends, video_processing_utils
 
     built = build_or_skip("molmo2")
+    from transformers import image_processing_backends, video_processing_utils
+
     cls = standin.take("molmo2.video_processing_molmo2", "Molmo2VideoProcessor")
     if not hasattr(video_processing_utils, "tvF"):
         monkeypatch.setattr(video_processing_utils, "tvF", image_processing_backends.tvF, raising=False)
