@@ -15,41 +15,6 @@ from families import Built, family, tools
 TILE, PATCH = 64, 2
 
 
-@family("phi4_multimodal")
-def _phi4() -> Built:
-    import transformers
-
-    tokenizer = tools.tokenizer(named={"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"})
-    images = standin.take("phi4_multimodal.image_processing_phi4_multimodal", "Phi4MultimodalImageProcessor")
-    processor = transformers.Phi4MultimodalProcessor(
-        image_processor=images(size={"height": TILE, "width": TILE}, patch_size=PATCH, dynamic_hd=4),
-        audio_processor=transformers.Phi4MultimodalFeatureExtractor(),
-        tokenizer=tokenizer,
-        chat_template=tools.template("<|endoftext10|>"),
-    )
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    sound = {"num_blocks": 1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16}
-    config = transformers.Phi4MultimodalConfig(
-        **tools.text_config(tokenizer),
-        vision_config={
-            **tower,
-            "num_hidden_layers": 2,
-            "image_size": TILE,
-            "crop_size": TILE,
-            "patch_size": PATCH,
-            "image_token_id": tokenizer.image_token_id,
-        },
-        audio_config={**tower, **sound, "nemo_conv_channels": 16, "audio_token_id": tokenizer.audio_token_id},
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        tie_word_embeddings=False,
-    )
-    model = transformers.Phi4MultimodalForCausalLM(config)
-    # Padded below; at the right, with more tiles than there may be; two pictures of one tile each.
-    sizes = [[(61, 120)], [(230, 150)], [(60, 64), (50, 33)]]
-    mixers = r"img_processor.*self_attn\.out_proj\."
-    return Built(tools.finish(model, tokenizer), processor, sizes, mixers, flatten=_without_attention)
-
-
 def _without_attention(model: Any) -> None:
     """Attention that is switched off need not be computed for a thousand patches a tile."""
 
@@ -134,3 +99,38 @@ def _qwen3_omni() -> Built:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
     return _qwen("Qwen3OmniMoe", vision, experts, ids)
+
+
+@family("phi4_multimodal")
+def _phi4() -> Built:
+    import transformers
+
+    tokenizer = tools.tokenizer(named={"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"})
+    images = standin.take("phi4_multimodal.image_processing_phi4_multimodal", "Phi4MultimodalImageProcessor")
+    processor = transformers.Phi4MultimodalProcessor(
+        image_processor=images(size={"height": TILE, "width": TILE}, patch_size=PATCH, dynamic_hd=4),
+        audio_processor=transformers.Phi4MultimodalFeatureExtractor(),
+        tokenizer=tokenizer,
+        chat_template=tools.template("<|endoftext10|>"),
+    )
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    sound = {"num_blocks": 1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16}
+    config = transformers.Phi4MultimodalConfig(
+        **tools.text_config(tokenizer),
+        vision_config={
+            **tower,
+            "num_hidden_layers": 2,
+            "image_size": TILE,
+            "crop_size": TILE,
+            "patch_size": PATCH,
+            "image_token_id": tokenizer.image_token_id,
+        },
+        audio_config={**tower, **sound, "nemo_conv_channels": 16, "audio_token_id": tokenizer.audio_token_id},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        tie_word_embeddings=False,
+    )
+    model = transformers.Phi4MultimodalForCausalLM(config)
+    # Padded below; at the right, with more tiles than there may be; two pictures of one tile each.
+    sizes = [[(61, 120)], [(230, 150)], [(60, 64), (50, 33)]]
+    mixers = r"img_processor.*self_attn\.out_proj\."
+    return Built(tools.finish(model, tokenizer), processor, sizes, mixers, flatten=_without_attention)
