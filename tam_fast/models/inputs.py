@@ -126,7 +126,7 @@ def prepare_inputs(
     ids = inputs["input_ids"]
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise ValueError(f"processor: expected input_ids (1, P) for one prompt, got shape {tuple(ids.shape)}")
-    if not bool(visual_mask(config, ids[0]).any()):
+    if _leaves_out(processor, images, text) and not bool(visual_mask(config, ids[0]).any()):
         raise _left_out(processor, images, text)
     if tokens.typed:
         inputs, places = with_users_texts(config, processor, inputs, rendered, tokens, replaced)
@@ -172,12 +172,17 @@ def _process(
     try:
         found = dict(processor(images=list(images), text=[text], **options))
     except ValueError as error:
-        token = getattr(processor, "image_token", None)
-        if isinstance(token, str) and text.count(token) != len(images):
+        if _leaves_out(processor, images, text):
             raise _left_out(processor, images, text) from error
         raise
     replaced = found.get("text_replacement_offsets")
     return found, replaced[0] if isinstance(replaced, list) and len(replaced) == 1 else None
+
+
+def _leaves_out(processor: Any, images: Sequence[Image.Image], text: str) -> bool:
+    """Whether a chat does not hold the processor's placeholder for each image."""
+    token = getattr(processor, "image_token", None)
+    return isinstance(token, str) and text.count(token) != len(images)
 
 
 def _left_out(processor: Any, images: Sequence[Image.Image], text: str) -> ModelNotSupportedError:
