@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from tam_fast.maps.grid import Grid
 from tam_fast.models import templates
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.family import Family
@@ -23,7 +25,7 @@ from tam_fast.models.layouts import (
     rows,
     tiles,
 )
-from tam_fast.models.layouts.source import token_id
+from tam_fast.models.layouts.source import VisualInput, token_id
 
 __all__ = ["FAMILIES", "IMPOSSIBLE", "UNBUILT", "Family", "family_of", "register", "registered"]
 # "Generate a coco-style caption.\n", the prompt of Fuyu's model card; its processor puts the image before it.
@@ -441,8 +443,16 @@ def register(
         raise TypeError(f"layout: expected a function of a VisualInput, got {type(layout).__name__}")
     if model_type in FAMILIES:
         raise ValueError(f"model_type: expected one without a verified layout, got {model_type!r}")
+
+    @functools.wraps(layout, updated=())
+    def grids(source: VisualInput) -> Sequence[Grid]:
+        found = layout(source)
+        if not isinstance(found, Sequence) or not all(isinstance(grid, Grid) for grid in found):
+            raise TypeError(f"layout: expected a sequence of Grid from that of {model_type!r}, got {found!r:.80}")
+        return found
+
     _registered[model_type] = Family(
-        title or model_type, "registered", layout, "", videos, chat_template=chat_template, answer_prefix=answer_prefix
+        title or model_type, "registered", grids, "", videos, chat_template=chat_template, answer_prefix=answer_prefix
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tam_fast.maps.grid import Grid
 from tam_fast.maps.layout import Layout
 from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.families import family_of
+from tam_fast.models.family import Family
 from tam_fast.models.layouts.source import VisualInput, token_id
 from tam_fast.models.timestamps import without_timestamps
 from tam_fast.models.turns import users_positions
@@ -40,7 +44,8 @@ def layout_of(
     processor : transformers.ProcessorMixin
         With the settings that the inputs were made with.
     inputs : mapping
-        What the processor returned for one prompt: ``input_ids`` (1, P) or (P,), and what goes with the images.
+        What the processor returned for one prompt, as tensors, arrays or lists: ``input_ids`` (1, P) or (P,), and what
+        goes with the images.
     image_sizes : sequence of (width, height), optional
         Of the sources in pixels, in their order in the prompt. Models whose inputs do not say which part of an image a
         token shows need them: LLaVA, InternVL, Aya, Cohere 2, Janus, Llama 4, Kimi, GLM-5 and others.
@@ -55,7 +60,7 @@ def layout_of(
     Raises
     ------
     ValueError
-        If `image_sizes` are needed and missing, or not as many as the images; or there is more than one prompt.
+        If `image_sizes` are needed and missing, or are not those of the images; or there is more than one prompt.
     TypeError
         If an argument is something else.
     ModelNotSupportedError
@@ -74,8 +79,8 @@ def layout_of(
             f"inputs: expected no videos, whose layout is not known for model type {config.model_type!r}, got "
             f"{int((ids == video).sum())} tokens of id {video}"
         )
-    source = VisualInput(config, processor, ids, inputs, check_image_sizes(image_sizes))
-    grids = tuple(family.grids(source))
+    source = VisualInput(config, processor, ids, _tensors(inputs), check_image_sizes(image_sizes))
+    grids = _grids(family, source)
     sizes = source.image_sizes
     count = 1 + max((grid.source for grid in grids if grid.kind != "video"), default=-1)
     if sizes is not None and len(sizes) != count:
@@ -94,12 +99,48 @@ def _ids(inputs: Mapping[str, Any]) -> Tensor:
     return ids.flatten().to(torch.int64)
 
 
+def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Make tensors of arrays, and of lists of tensors or arrays of one shape; leave all else as it is."""
+    return {name: _tensor(inputs[name]) for name in inputs.keys()}  # noqa: SIM118 (a BatchFeature iterates otherwise)
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value) if value.dtype.kind in "biuf" else value
+    if isinstance(value, (list, tuple)) and value:
+        parts = [_tensor(part) for part in value]
+        if all(isinstance(part, Tensor) and part.shape == parts[0].shape for part in parts):
+            return torch.stack(parts)
+    return value
+
+
+def _grids(family: Family, source: VisualInput) -> tuple[Grid, ...]:
+    """Build the grids; where it is the images' sizes that do not fit, say so."""
+    try:
+        return tuple(family.grids(source))
+    except ValueError as error:
+        if source.image_sizes is None or str(error).startswith("image_sizes:"):
+            raise
+        try:
+            family.grids(replace(source, image_sizes=None))
+        except ValueError as other:
+            if not str(other).startswith("image_sizes:"):
+                raise error from None
+        raise ModelNotSupportedError(
+            f"image_sizes: expected (width, height) of the images that the inputs were made of, got "
+            f"{list(source.image_sizes)}: {error}"
+        ) from error
+
+
 def check_image_sizes(image_sizes: Any) -> list[tuple[int, int]] | None:
     """Check sizes of images, (width, height) each."""
     if image_sizes is None:
         return None
     try:
-        sizes = [(int(width), int(height)) for width, height in image_sizes]
+        given = [tuple(size) for size in image_sizes]
+        sizes = [(int(width), int(height)) for width, height in given]
+        if given != sizes:
+            raise ValueError("parts of pixels")
     except (TypeError, ValueError) as error:
         raise TypeError(f"image_sizes: expected a list of (width, height), got {image_sizes!r}") from error
     for size in sizes:

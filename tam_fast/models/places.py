@@ -12,7 +12,8 @@ tiles. Three ways to follow the text there, the first that agrees with the proce
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, TypeAlias
@@ -60,7 +61,7 @@ def find_places(
     Raises
     ------
     ModelNotSupportedError
-        If the text cannot be followed.
+        If the text cannot be followed, or an input has several values for text.
     """
     short = _Short.of(config, input_ids)
     places = _only_placeholders(config, input_ids, tokens)
@@ -161,28 +162,25 @@ def _without_runs(text: str, tokens: Sequence[str]) -> str:
 def _aligned(config: Any, short: _Short, tokens: Tokenised) -> list[int] | None:
     """Align the chat's tokens with the prompt's; None unless each of the users' tokens is found, in order."""
     chat = list(tokens.ids)
-    size = min(len(chat), len(short.ids))
-    # From both ends, which is where texts without images between them are; the rest by the longest blocks in common.
-    tail = next((k for k in range(size) if chat[-1 - k] != short.ids[-1 - k]), size)
-    head = next((k for k in range(size - tail) if chat[k] != short.ids[k]), size - tail)
-    found = {len(chat) - 1 - k: len(short.ids) - 1 - k for k in range(tail)} | {k: k for k in range(head)}
-    if any(index not in found for index in tokens.users):
-        inner, outer = chat[head : len(chat) - tail], short.ids[head : len(short.ids) - tail]
-        for block in SequenceMatcher(None, inner, outer, autojunk=False).get_matching_blocks():
-            found |= {head + block.a + k: head + block.b + k for k in range(block.size)}
     visual = visual_mask(config, torch.tensor(chat))
     users = [index for index in tokens.users if not visual[index]]
-    if any(index not in found for index in users):
-        return None
-    places = [found[index] for index in users]
-    # A user's text stands in one piece.
-    if any(
-        later - earlier != second - first
-        for first, second, earlier, later in zip(users, users[1:], places, places[1:], strict=False)
-        if second == first + 1
-    ):
-        return None
-    return [short.places[place] for place in places]
+    size = min(len(chat), len(short.ids))
+    # From both ends, which is where texts without images between them are; the rest by the longest blocks in common.
+    # A processor may append what a text ends in: then not from the end.
+    tail = next((k for k in range(size) if chat[-1 - k] != short.ids[-1 - k]), size)
+    for last in dict.fromkeys((tail, 0)):
+        head = next((k for k in range(size - last) if chat[k] != short.ids[k]), size - last)
+        found = {len(chat) - 1 - k: len(short.ids) - 1 - k for k in range(last)} | {k: k for k in range(head)}
+        if any(index not in found for index in users):
+            inner, outer = chat[head : len(chat) - last], short.ids[head : len(short.ids) - last]
+            for block in SequenceMatcher(None, inner, outer, autojunk=False).get_matching_blocks():
+                found |= {head + block.a + k: head + block.b + k for k in range(block.size)}
+        # A user's text stands in one piece.
+        if all(index in found for index in users) and all(
+            found[second] - found[first] == 1 for first, second in itertools.pairwise(users) if second == first + 1
+        ):
+            return [short.places[found[index]] for index in users]
+    return None
 
 
 def with_users_texts(
@@ -211,7 +209,7 @@ def with_users_texts(
     Raises
     ------
     ModelNotSupportedError
-        If the text cannot be followed, or an input has several values for text.
+        If the text cannot be followed.
     """
     tokenizer = processor.tokenizer
     text, _ = masked(rendered.text, rendered.spans)
@@ -229,42 +227,71 @@ def with_users_texts(
     if new is None:
         # Only the characters that stood for the texts are changed.
         new, users = _spliced(old, held, tokens)
-    runs = [(old.places[k], old.ends[k]) for k, number in enumerate(old.ids) if number in _visual_ids(config)]
-    if sum(number in _visual_ids(config) for number in new) != len(runs):
-        raise ModelNotSupportedError(
-            f"processor: expected {len(runs)} runs of placeholders from {type(processor).__name__}, got others with "
-            "the user's text: the prompt's words cannot be located"
-        )
-    # Positions (P,) of the old sequence whose values the new one's have; any text's for text.
-    anywhere = held[0]
+    new, users = _shortened(config, new, users)
+    others = [(old.places[k], old.ends[k]) for k in range(len(old.ids)) if old.places[k] not in set(held)]
+    chosen = set(users)
+    same = [int(old_ids[first]) for first, _ in others] == [new[k] for k in range(len(new)) if k not in chosen]
+    _check_positions(config, processor, inputs, held[0], same)
+    if not same:
+        # A user's first or last token may have swallowed one of the template's.
+        others = _stand_ins(config, processor, new, chosen, old, held[0])
+    # Positions (P,) of the old sequence whose values the new one's have: a user's text has those of its mark.
     source: list[int] = []
     ids: list[int] = []
     places: list[int] = []
-    order = iter(runs)
-    chosen = set(users)
+    order = iter(others)
     for index, number in enumerate(new):
         if index in chosen:
             places.append(len(ids))
-        if number in _visual_ids(config):
-            first, last = next(order)
-            source += range(first, last)
-            ids += old_ids[first:last].tolist()
-        else:
-            source.append(anywhere)
-            ids.append(number)
-    texts = ~visual_mask(config, old_ids)
+        first, last = (held[0], held[0] + 1) if index in chosen else next(order)
+        source += range(first, last)
+        ids += [number] * (last - first)
     changed = dict(inputs)
     for name, value in inputs.items():
-        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape != inputs["input_ids"].shape:
+        if isinstance(value, Tensor) and value.ndim == 2 and value.shape == inputs["input_ids"].shape:
+            changed[name] = value[:, source]
+    changed["input_ids"] = torch.tensor([ids], dtype=inputs["input_ids"].dtype)
+    return changed, places
+
+
+def _check_positions(config: Any, processor: Any, inputs: Mapping[str, Any], anywhere: int, same: bool) -> None:
+    """Raise unless what inputs have for each position can be lengthened: kinds of tokens, or one value for all text."""
+    texts = ~visual_mask(config, inputs["input_ids"][0])
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.shape != inputs["input_ids"].shape or name == "input_ids":
             continue
-        if name != "input_ids" and bool((value[0, texts] != value[0, anywhere]).any()):
+        if bool((value[0, texts] != value[0, anywhere]).any()) and not (same and name.endswith("token_type_ids")):
             raise ModelNotSupportedError(
                 f"processor: expected {name} (1, P) of {type(processor).__name__} to be the same for all text, got "
                 "several values: control tokens in the prompt cannot be kept as text"
             )
-        changed[name] = value[:, source]
-    changed["input_ids"] = torch.tensor([ids], dtype=inputs["input_ids"].dtype)
-    return changed, places
+
+
+def _stand_ins(
+    config: Any, processor: Any, new: Sequence[int], users: Collection[int], old: _Short, anywhere: int
+) -> list[tuple[int, int]]:
+    """Find a stretch of the old sequence for each new token that is no user's: for text, one and the same."""
+    visual = set(_visual_ids(config))
+    runs = [(old.places[k], old.ends[k]) for k, number in enumerate(old.ids) if number in visual]
+    if sum(number in visual for number in new) != len(runs):
+        raise ModelNotSupportedError(
+            f"processor: expected {len(runs)} runs of placeholders from {type(processor).__name__}, got others with "
+            "the user's text: the prompt's words cannot be located"
+        )
+    order = iter(runs)
+    return [
+        next(order) if number in visual else (anywhere, anywhere + 1)
+        for index, number in enumerate(new)
+        if index not in users
+    ]
+
+
+def _shortened(config: Any, ids: Sequence[int], users: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Leave one token of each run of one visual token."""
+    visual = visual_mask(config, torch.tensor(ids)).tolist()
+    kept = [index for index in range(len(ids)) if not (visual[index] and index and ids[index] == ids[index - 1])]
+    index_of = {index: place for place, index in enumerate(kept)}
+    return [ids[index] for index in kept], [index_of[index] for index in users]
 
 
 def _retokenised(

@@ -42,6 +42,10 @@ class _Turn:
     ----------
     header : str
         Before the turn's content.
+    first : str
+        What stands before the header of a first turn.
+    later : str
+        What stands between an answer and the header of the turn behind it.
     endings : tuple of str
         Behind it, longest first.
     between : frozenset of str
@@ -57,6 +61,8 @@ class _Turn:
     """
 
     header: str = ""
+    first: str = ""
+    later: str = ""
     endings: tuple[str, ...] = ()
     between: frozenset[str] = frozenset()
     numbered: frozenset[str] = frozenset()
@@ -99,9 +105,7 @@ def users_positions(config: Any, processor: Any, family: Family, input_ids: Tens
             end -= len(ending)
             break
     if turn.header:
-        place = text.rfind(turn.header, 0, end)
-        if place >= 0:
-            begin = place + len(turn.header)
+        begin = _begin(text, end, turn)
     spans = list(_spans(text, begin, end, turn))
     chosen: list[int] = []
     place = 0
@@ -111,6 +115,18 @@ def users_positions(config: Any, processor: Any, family: Family, input_ids: Tens
             chosen.append(index)
         place = stop
     return kept[chosen]
+
+
+def _begin(text: str, end: int, turn: _Turn) -> int:
+    """Find where the last turn's content begins. A header that a user typed is none where another one can be told."""
+    place = text.rfind(turn.later + turn.header, 0, end)
+    if place >= 0:
+        return place + len(turn.later) + len(turn.header)
+    place = text.find(turn.header, 0, end)
+    # There may be one more mark of the beginning.
+    if _CONTROLS.sub("", text[: max(place, 0)]) != _CONTROLS.sub("", turn.first):
+        place = text.rfind(turn.header, 0, end)
+    return place + len(turn.header) if place >= 0 else 0
 
 
 def _spans(text: str, begin: int, end: int, turn: _Turn) -> Sequence[tuple[int, int]]:
@@ -125,12 +141,23 @@ def _spans(text: str, begin: int, end: int, turn: _Turn) -> Sequence[tuple[int, 
             lead = turn.leads.get(text[before], turn.lead)
             first += len(lead) if text.startswith(lead, first) else 0
         for trail in (turn.crops, turn.trail):
-            if trail and after < end and text.endswith(trail, first, last):
-                last -= len(trail)
+            length = _trailing(text[first:last], trail, turn) if after < end else 0
+            if length:
+                last -= length
                 break
         if first < last:
             spans.append((first, last))
     return spans
+
+
+def _trailing(text: str, trail: str, turn: _Turn) -> int:
+    """Count the characters at a text's end that are what a template writes before an image; its number may differ."""
+    if not trail or text.endswith(trail):
+        return len(trail)
+    if _unnumbered(trail) not in turn.numbered:
+        return 0
+    found = re.search("[0-9]+".join(map(re.escape, re.split("[0-9]+", trail))) + r"\Z", text)
+    return len(found[0]) if found else 0
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int], visual: Sequence[bool], controls: frozenset[int]) -> list[str]:
@@ -204,6 +231,8 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
         return _Turn()
     again = around(lambda word: [_user("one"), _assistant("two"), _user(word)])
     header = alone[0] if again is None else _common(alone[0][::-1], again[0][::-1])[::-1]
+    first = alone[0][: len(alone[0]) - len(header)]
+    later = "" if again is None else again[0][again[0].rfind("two") + len("two") : len(again[0]) - len(header)]
     endings = {alone[1]}
     finished = around(lambda word: [_user(word)], generation=False)
     if finished is not None:
@@ -240,7 +269,7 @@ def _learn(config: Any, processor: Any, family: Family, controls: frozenset[int]
     between.update(around_crops)
     ordered = tuple(sorted(endings, key=len, reverse=True))
     crops = around_crops[0] if around_crops else ""
-    return _Turn(header, ordered, frozenset(between), numbered, lead, trail, leads, crops)
+    return _Turn(header, first, later, ordered, frozenset(between), numbered, lead, trail, leads, crops)
 
 
 _WORDS = ("Qx", "Zw")  # that begin and end differently

@@ -122,7 +122,14 @@ def tokenise(
     found = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     ids, offsets = found["input_ids"], found["offset_mapping"]
     if special_tokens == "text" and spans:
-        controls = control_tokens(tokenizer)
+        placeholders = tuple(placeholders)
+        # A vocabulary may have a placeholder as a plain word.
+        known = {tokenizer.convert_tokens_to_ids(token): token for token in placeholders}
+        unknown = {None, getattr(tokenizer, "unk_token_id", None)}
+        controls = {
+            **control_tokens(tokenizer),
+            **{number: token for number, token in known.items() if number not in unknown},
+        }
         without = masked(text, spans)[0]
         if _typed(controls, tokenizer, text, spans, ids, offsets) or any(
             text.count(placeholder) != without.count(placeholder) for placeholder in placeholders

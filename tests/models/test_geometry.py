@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from conftest_models import PROMPT, QWEN_TEMPLATE, TEXTS, picture, prompt_text
+from layout_cases import build_or_skip
 
 import tam_fast
 from tam_fast.models import ModelNotSupportedError
@@ -132,3 +133,58 @@ def test_ids_may_be_a_vector(qwen):
     found = prepare_inputs(model, processor, [picture()], PROMPT)
     flat = {**found.inputs, "input_ids": found.input_ids.tolist()}
     assert tam_fast.layout_of(model, processor, flat) == found.layout
+
+
+def long_params(*names):
+    return [pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", *long_params("llama4", "gemma3", "qwen2_vl")])
+@pytest.mark.parametrize("tensors", ["np", None])
+def test_outputs_may_be_arrays_or_lists(name, tensors):
+    built = build_or_skip(name)
+    images = [picture(*size) for size in built.sizes[0]]
+    found = prepare_inputs(built.model, built.processor, images, PROMPT)
+    inputs = {
+        key: value.float().numpy() if key == "pixel_values" else value.numpy() for key, value in found.inputs.items()
+    }
+    if tensors is None:
+        inputs = {key: list(value) if key == "pixel_values" else value.tolist() for key, value in inputs.items()}
+    sizes = [image.size for image in images]
+    assert tam_fast.layout_of(built.model, built.processor, inputs, sizes) == found.layout
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", *long_params("llama4", "kimi_k25", "got_ocr2.tiles")])
+def test_sizes_that_are_not_those_of_the_images_are_named(name):
+    built = build_or_skip(name)
+    (size,) = built.sizes[0]
+    found = prepare_inputs(built.model, built.processor, [picture(*size)], PROMPT)
+    for sizes in ([size] * 2, [size] * 3, []):
+        with pytest.raises(ValueError, match=r"^image_sizes: expected \(width, height\)"):
+            tam_fast.layout_of(built.model, built.processor, found.inputs, sizes)
+    with pytest.raises(TypeError, match=r"^image_sizes: expected a list"):
+        tam_fast.layout_of(built.model, built.processor, found.inputs, [(size[0] + 0.5, size[1])])
+    if name in ("internvl", "kimi_k25", "got_ocr2.tiles"):
+        with pytest.raises(ValueError, match=r"^image_sizes: expected .* that the inputs were made of"):
+            tam_fast.layout_of(built.model, built.processor, found.inputs, [(20, 20)])
+
+
+def test_a_header_that_was_typed_is_text(llava):
+    model, processor = llava
+    typed = "USER: hi ASSISTANT: and USER: again"
+    found = prepare_inputs(model, processor, [picture()], typed)
+    assert prompt_text(found, processor).strip() == typed
+    assert tam_fast.layout_of(model, processor, found.inputs, [picture().size]) == found.layout
+    # A mark of the beginning more, and a turn before.
+    text = "<s>USER: <image>\nUSER: one ASSISTANT: two</s>USER: USER: three ASSISTANT:"
+    inputs = processor(images=[picture()], text=[text], return_tensors="pt")
+    layout = tam_fast.layout_of(model, processor, inputs, [picture().size])
+    assert processor.tokenizer.decode(inputs["input_ids"][0, layout.prompt]).strip() == "USER: three"
+
+
+@pytest.mark.long
+def test_numbers_that_a_template_gives_images_are_none_of_the_users():
+    built = build_or_skip("ernie4_5_vl_moe")
+    parts = ("one", "<image>", "Picture 7:", "<image>", "and three")
+    inputs = chat(built.processor, ("user", *parts))
+    assert words(built.processor, inputs, built.model) == "onePicture 7:and three"

@@ -37,7 +37,12 @@ class Square:
 
 def shape_of(source: VisualInput, name: str, dimensions: int) -> tuple[int, ...]:
     """Read the shape of an input of pixels, square at the end."""
-    shape = tuple(getattr(source.inputs.get(name), "shape", ()))
+    value = source.inputs.get(name)
+    if isinstance(value, (list, tuple)) and value:  # of one picture each, of different numbers of tiles
+        value = value[0]
+    shape = tuple(getattr(value, "shape", ()))
+    if dimensions == 4 and len(shape) == 5:
+        shape = (shape[0] * shape[1], *shape[2:])
     if len(shape) != dimensions or shape[-1] != shape[-2] or (dimensions == 5 and shape[0] != 1):
         raise ModelNotSupportedError(
             f"processor: expected {name} of {dimensions} dimensions, height and width the same, for model type "

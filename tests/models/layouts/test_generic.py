@@ -187,6 +187,10 @@ def test_a_registered_layout_is_checked(llava, registry):
     register("my_vlm", lambda source: [Grid([10_000], 1, 1)])
     with pytest.raises(ValueError, match="before answer_start"):
         prepare_inputs(model, processor, [picture()], PROMPT)
+    for wrong in (5, None, [(0, 1)]):
+        register("my_vlm", lambda source, wrong=wrong: wrong)
+        with pytest.raises(TypeError, match=r"^layout: expected a sequence of Grid from that of 'my_vlm'"):
+            prepare_inputs(model, processor, [picture()], PROMPT)
 
 
 def test_what_cannot_be_registered(registry):
