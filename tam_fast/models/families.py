@@ -349,6 +349,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 _NO_RASTER = "its visual tokens are learnt queries over the whole image and form no raster"
 _NO_VISUAL_STREAM = "its decoder has no visual positions (the image is only seen through cross-attention)"
+_NOT_IN_IDS = "its visual tokens are put in front of its prompt and stand nowhere in its input ids"
 _NO_CHAT = "it does not answer in text about an image that stands in its prompt"
 _NOT_AUTOREGRESSIVE = "it does not generate token by token, so that no token is predicted from the ones before it"
 
@@ -372,7 +373,6 @@ IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
                 "mllama",
                 "idefics",
                 "blip",
-                "git",
                 "florence2",
                 "t5gemma2",
                 "pix2struct",
@@ -383,6 +383,7 @@ IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
             _NO_VISUAL_STREAM,
         ),
         **dict.fromkeys(("evolla", "pi0"), _NO_CHAT),
+        "git": _NOT_IN_IDS,
         "diffusion_gemma": _NOT_AUTOREGRESSIVE,
     }
 )

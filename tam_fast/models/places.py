@@ -61,7 +61,7 @@ def find_places(
     Raises
     ------
     ModelNotSupportedError
-        If the text cannot be followed, or an input has several values for text.
+        If the text cannot be followed.
     """
     short = _Short.of(config, input_ids)
     places = _only_placeholders(config, input_ids, tokens)
@@ -209,7 +209,7 @@ def with_users_texts(
     Raises
     ------
     ModelNotSupportedError
-        If the text cannot be followed.
+        If the text cannot be followed, or what an input has for each position cannot be lengthened.
     """
     tokenizer = processor.tokenizer
     text, _ = masked(rendered.text, rendered.spans)
@@ -228,7 +228,8 @@ def with_users_texts(
         # Only the characters that stood for the texts are changed.
         new, users = _spliced(old, held, tokens)
     new, users = _shortened(config, new, users)
-    others = [(old.places[k], old.ends[k]) for k in range(len(old.ids)) if old.places[k] not in set(held)]
+    marks_at = set(held)
+    others = [part for part in zip(old.places, old.ends, strict=True) if part[0] not in marks_at]
     chosen = set(users)
     same = [int(old_ids[first]) for first, _ in others] == [new[k] for k in range(len(new)) if k not in chosen]
     _check_positions(config, processor, inputs, held[0], same)

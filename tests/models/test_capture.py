@@ -7,33 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest_models import hooks, picture, qwen_model, qwen_processor
+from conftest_models import hooks, qwen_model
+from generating import STEPS, generate
 
 from tam_fast.models.capture import CapturedCandidates, capture
-
-STEPS = 5
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return qwen_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return qwen_model(processor)
-
-
-@pytest.fixture(scope="module")
-def inputs(processor):
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return dict(processor(images=[picture()], text=[text], return_tensors="pt"))
-
-
-def generate(model, inputs, **kwargs):
-    settings = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
-    return model.generate(**inputs, **{**settings, **kwargs})
 
 
 def test_states_are_what_the_classifier_reads(model, inputs):
