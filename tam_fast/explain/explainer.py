@@ -16,11 +16,11 @@ from tam_fast.explanation import Explanation
 from tam_fast.maps.answer import check_options
 from tam_fast.maps.tokens import Compat
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.families import family_of
 from tam_fast.models.heads import Head
 from tam_fast.models.inputs import ImageLike, load_images, prepare_inputs
 from tam_fast.models.layouts import visual_mask
 from tam_fast.models.processors import load_processor
+from tam_fast.models.registry import family_of
 from tam_fast.models.typed import SpecialTokens, check_special_tokens
 from tam_fast.models.wrappers import check_weights, input_device, unwrap
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tam_fast.maps.grid import Grid
 from tam_fast.models import templates
-from tam_fast.models.errors import ModelNotSupportedError
 from tam_fast.models.family import Family
 from tam_fast.models.layouts import (
     anyres,
     fixed,
-    generic,
     marked,
     native,
     native_kin,
@@ -25,9 +21,8 @@ from tam_fast.models.layouts import (
     rows,
     tiles,
 )
-from tam_fast.models.layouts.source import VisualInput, token_id
 
-__all__ = ["FAMILIES", "IMPOSSIBLE", "UNBUILT", "Family", "family_of", "register", "registered"]
+__all__ = ["FAMILIES", "IMPOSSIBLE", "NO_VISUAL_STREAM"]
 # "Generate a coco-style caption.\n", the prompt of Fuyu's model card; its processor puts the image before it.
 _FUYU_TEMPLATE = (
     "{% for message in messages %}"
@@ -348,7 +343,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 _NO_RASTER = "its visual tokens are learnt queries over the whole image and form no raster"
-_NO_VISUAL_STREAM = "its decoder has no visual positions (the image is only seen through cross-attention)"
+NO_VISUAL_STREAM = "its decoder has no visual positions (the image is only seen through cross-attention)"
 _NOT_IN_IDS = "its visual tokens are put in front of its prompt and stand nowhere in its input ids"
 _NO_CHAT = "it does not answer in text about an image that stands in its prompt"
 _NOT_AUTOREGRESSIVE = "it does not generate token by token, so that no token is predicted from the ones before it"
@@ -380,7 +375,7 @@ IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
                 "pp_formulanet",
                 "vision-encoder-decoder",
             ),
-            _NO_VISUAL_STREAM,
+            NO_VISUAL_STREAM,
         ),
         **dict.fromkeys(("evolla", "pi0"), _NO_CHAT),
         "git": _NOT_IN_IDS,
@@ -388,114 +383,3 @@ IMPOSSIBLE: Mapping[str, str] = MappingProxyType(
     }
 )
 """Model types whose kind does not allow token activation maps, and why."""
-
-UNBUILT: Mapping[str, str] = MappingProxyType({})
-"""Model types that could be explained, and what is missing; the generic layout is tried."""
-
-_registered: dict[str, Family] = {}
-
-
-def register(
-    model_type: str,
-    layout: Any,
-    *,
-    title: str | None = None,
-    chat_template: str | None = None,
-    answer_prefix: str = "",
-    videos: bool = False,
-) -> None:
-    """Say how a model type lays out its visual tokens, for models of remote code and of one's own.
-
-    ::
-
-        def layout(source):
-            side = 16
-            runs = visual_runs(source, "image", [side * side] * len(source.sizes()), "16 x 16")
-            return [Grid(run, side, side, source=index) for index, run in enumerate(runs)]
-
-        tam_fast.models.register("my_vlm", layout)
-
-    Parameters
-    ----------
-    model_type : str
-        ``config.model_type`` of the models.
-    layout : callable
-        Takes a :class:`tam_fast.models.layouts.VisualInput` and returns a sequence of :class:`tam_fast.Grid`, in the
-        order in which they stand in the sequence.
-    title : str, optional
-        A name for people; the model type if not given.
-    chat_template : str, optional
-        A Jinja template, for processors that come without one.
-    answer_prefix : str
-        What stands between the prompt and the first word of an answer.
-    videos : bool
-        Whether `layout` knows videos.
-
-    Raises
-    ------
-    TypeError
-        If `model_type` is no string or `layout` cannot be called.
-    ValueError
-        If the model type has a verified layout already.
-    """
-    if not isinstance(model_type, str) or not model_type:
-        raise TypeError(f"model_type: expected a name, got {model_type!r}")
-    if not callable(layout):
-        raise TypeError(f"layout: expected a function of a VisualInput, got {type(layout).__name__}")
-    if model_type in FAMILIES:
-        raise ValueError(f"model_type: expected one without a verified layout, got {model_type!r}")
-
-    @functools.wraps(layout, updated=())
-    def grids(source: VisualInput) -> Sequence[Grid]:
-        found = layout(source)
-        if not isinstance(found, Sequence) or not all(isinstance(grid, Grid) for grid in found):
-            raise TypeError(f"layout: expected a sequence of Grid from that of {model_type!r}, got {found!r:.80}")
-        return found
-
-    _registered[model_type] = Family(
-        title or model_type, "registered", grids, "", videos, chat_template=chat_template, answer_prefix=answer_prefix
-    )
-
-
-def registered() -> Mapping[str, Family]:
-    """Return what :func:`register` was given, by model type."""
-    return MappingProxyType(_registered)
-
-
-def family_of(model: Any) -> Family:
-    """Look up the family of a model, or of a configuration, by its ``model_type``.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or PreTrainedConfig
-
-    Returns
-    -------
-    Family
-        The generic one (which warns when it builds a layout) where the model type is not known.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If models of this type cannot have token activation maps, or mark no visual positions; says why.
-    TypeError
-        If `model` is no transformers model or configuration.
-    """
-    config = getattr(model, "config", model)
-    model_type = getattr(config, "model_type", None)
-    if not isinstance(model_type, str):
-        raise TypeError(f"model: expected a transformers model with config.model_type, got {type(model).__name__}")
-    found = _registered.get(model_type) or FAMILIES.get(model_type)
-    if found is not None:
-        return found
-    prefix = f"model: token activation maps of model type {model_type!r} ({type(model).__name__})"
-    if model_type in IMPOSSIBLE:
-        raise ModelNotSupportedError(f"{prefix} are not possible: {IMPOSSIBLE[model_type]}")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelNotSupportedError(f"{prefix} are not possible: {_NO_VISUAL_STREAM}")
-    if token_id(config, "image") is None:
-        raise ModelNotSupportedError(
-            f"{prefix} need to know where the visual tokens are: expected config.image_token_id, got none; is it a "
-            "model of images and text?"
-        )
-    return Family(model_type, "generic", generic.generic_grids)

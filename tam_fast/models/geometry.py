@@ -13,9 +13,9 @@ from torch import Tensor
 from tam_fast.maps.grid import Grid
 from tam_fast.maps.layout import Layout
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.families import family_of
 from tam_fast.models.family import Family
 from tam_fast.models.layouts.source import VisualInput, token_id
+from tam_fast.models.registry import family_of
 from tam_fast.models.timestamps import without_timestamps
 from tam_fast.models.turns import users_positions
 
@@ -74,7 +74,7 @@ def layout_of(
         raise TypeError(f"processor: expected a processor with tokenizer, got {type(processor).__name__}")
     ids = _ids(inputs)
     video = token_id(config, "video")
-    if not family.videos and family.group != "registered" and video is not None and bool((ids == video).any()):
+    if not family.videos and video is not None and bool((ids == video).any()):
         raise ModelNotSupportedError(
             f"inputs: expected no videos, whose layout is not known for model type {config.model_type!r}, got "
             f"{int((ids == video).sum())} tokens of id {video}"

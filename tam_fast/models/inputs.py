@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tam_fast.maps.layout import Layout
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.families import family_of
 from tam_fast.models.family import Family
 from tam_fast.models.images import ImageLike, check_sizes, load_images
 from tam_fast.models.layouts.source import VisualInput, visual_mask
 from tam_fast.models.places import Places, find_places, with_users_texts
 from tam_fast.models.prompts import RenderedPrompt, render_prompt
+from tam_fast.models.registry import family_of
 from tam_fast.models.text import special_token_ids
 from tam_fast.models.typed import SpecialTokens, check_special_tokens, check_text, masked, tokenise
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tam_fast.models.families import FAMILIES, IMPOSSIBLE, UNBUILT, registered
+from tam_fast.models.families import FAMILIES, IMPOSSIBLE
+from tam_fast.models.registry import registered
 
 __all__ = ["Support", "support"]
 
@@ -61,9 +62,8 @@ def support() -> dict[str, Support]:
         )
     for model_type, family in registered().items():
         found[model_type] = Support("generic", family.group, "registered by the user", family.title, family.videos)
-    for table, status in ((UNBUILT, "unbuilt"), (IMPOSSIBLE, "impossible")):
-        for model_type, reason in table.items():
-            found.setdefault(model_type, Support(status, "", reason, model_type))
+    for model_type, reason in IMPOSSIBLE.items():
+        found.setdefault(model_type, Support("impossible", "", reason, model_type))
     return dict(sorted(found.items()))
 
 

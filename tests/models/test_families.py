@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tam_fast.models import ModelNotSupportedError
-from tam_fast.models.families import FAMILIES, IMPOSSIBLE, family_of
+from tam_fast.models.families import FAMILIES, IMPOSSIBLE
 from tam_fast.models.layouts import visual_mask
+from tam_fast.models.registry import family_of
 
 
 def fake(model_type, **config):

@@ -13,7 +13,8 @@ from families import tools
 
 import tam_fast
 from tam_fast.maps.grid import Grid
-from tam_fast.models import ModelNotSupportedError, families, register
+from tam_fast.models import ModelNotSupportedError, register
+from tam_fast.models import registry as models_registry
 from tam_fast.models.families import FAMILIES, IMPOSSIBLE
 from tam_fast.models.inputs import prepare_inputs
 from tam_fast.models.layouts import VisualInput
@@ -154,7 +155,7 @@ def test_explainer_refuses_with_a_true_reason(model_type):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(families, "_registered", {})
+    monkeypatch.setattr(models_registry, "_registered", {})
 
 
 def cropped(source):
