@@ -34,8 +34,10 @@ class CapturedStates:
     def __len__(self) -> int:
         return self._rows
 
-    def add(self, rows: Tensor, keep: bool = True) -> Tensor:
+    def add(self, rows: Tensor, keep: bool = True, prefill: bool = False) -> Tensor:
         """Take the states (n, C) of a forward pass, the prompt's or one more step's; return what is kept of them.
+
+        With `prefill` they are a further chunk of the prompt.
 
         The prefill's states are kept without a copy where the tensor is the whole of its storage, which is what final
         norms return; rows of decode steps are copied, so that no larger buffer stays alive.
@@ -45,8 +47,8 @@ class CapturedStates:
         ValueError
             If the sequence does not grow by one row a step.
         """
-        if not self._rows:
-            self.prefill_length = rows.shape[0]
+        if not self._rows or prefill:
+            self.prefill_length += rows.shape[0]
             if rows.untyped_storage().nbytes() != rows.numel() * rows.element_size():
                 rows = rows.clone()
         elif rows.shape[0] != 1:
@@ -141,8 +143,10 @@ class capture:
             self._states.add(states_of(output, self._decoder))
 
 
-def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
+def states_of(output: Any, decoder: torch.nn.Module, graph: bool = False) -> Tensor:
     """Find the final hidden states (n, C) in a decoder's output, as the classifier reads them.
+
+    They are cut from the graph that made them, unless it is asked for.
 
     Raises
     ------
@@ -161,7 +165,7 @@ def states_of(output: Any, decoder: torch.nn.Module) -> Tensor:
             f"model: expected a batch of 1 sequence, got {state.shape[0]} (num_beams, num_return_sequences and "
             "batches of prompts are not supported)"
         )
-    state = state.detach()[0] if state.requires_grad else state[0]
+    state = state.detach()[0] if state.requires_grad and not graph else state[0]
     width = getattr(getattr(decoder, "config", None), _DIVISOR, None)
     return state / width if width else state
 

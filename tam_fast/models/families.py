@@ -48,6 +48,8 @@ _ANYRES = "overview, then a canvas of tiles"
 _TILES = "tiles, then overview"
 _OVERVIEW = "overview, then tiles"
 
+# Their models take all visual tokens of a prompt for images, or all for videos.
+_GLM: dict[str, Any] = {"grids": native.glm_grids, "mixed": False}
 _NEEDS_TIMM = "its vision tower needs timm"
 _PAN_AND_SCAN: dict[str, Any] = {
     "image_options": (
@@ -112,13 +114,21 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _native("dots3_note", "dots3-note", "dots-studio/dots3-note-prev"),
             _native(
-                "glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=r"[0-9]+"
+                "glm4v",
+                "GLM-4.1V",
+                "zai-org/GLM-4.1V-9B-Thinking",
+                **_GLM,
+                behind_frame=r"[0-9]+",
             ),
-            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", grids=native.glm_grids, behind_frame=r"[0-9]+"),
-            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", grids=native.glm_grids, behind_frame=_GLM_SECONDS),
-            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", grids=native.glm_grids, behind_frame=_GLM_SECONDS),
+            _native("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", **_GLM, behind_frame=r"[0-9]+"),
+            _native("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V", **_GLM, behind_frame=_GLM_SECONDS),
+            _native("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", **_GLM, behind_frame=_GLM_SECONDS),
             _native(
-                "glmga", "GLM-GA", "zai-org/GLM-4.1V-9B-Thinking", grids=native.glm_grids, behind_frame=_GLM_SECONDS
+                "glmga",
+                "GLM-GA",
+                "zai-org/GLM-4.1V-9B-Thinking",
+                **_GLM,
+                behind_frame=_GLM_SECONDS,
             ),
             _family(
                 "video_llama_3",

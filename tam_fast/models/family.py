@@ -26,6 +26,8 @@ class Family:
         A model's hub id.
     videos : bool
         Whether the layout knows videos.
+    mixed : bool
+        Whether a prompt may have images and videos.
     chat_template : str or None
         The documented prompt as a Jinja template, for processors that come without one.
     answer_prefix : str
@@ -57,3 +59,4 @@ class Family:
     image_options: tuple[str, ...] = ()
     crop_words: tuple[str, ...] = ()
     unproven: str = ""
+    mixed: bool = True

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tam_fast.models.folders import check_processor_files, read_object
+from tam_fast.models.frames import VideoPart, video_part
 
 __all__ = ["image_only_processor_class", "load_processor"]
 
@@ -37,8 +38,10 @@ def image_only_processor_class(name: str) -> Any:
     """Return the transformers processor class `name` without its video processor.
 
     Its video processor needs torchvision, although images need none. The class takes what its base takes, but for that:
-    ``cls(image_processor, tokenizer, chat_template=None)``; everything about images is inherited. It bears the name of
-    its base, so that a folder it saves can be loaded by the base class as well.
+    ``cls(image_processor, tokenizer, chat_template=None)``; everything about images is inherited. In place of the video
+    processor there is a :class:`tam_fast.models.frames.VideoPart`, set as the argument ``video_processor`` (a mapping)
+    or the folder says; families that have none refuse videos. It bears the name of its base, so that a folder it saves
+    can be loaded by the base class as well.
 
     Parameters
     ----------
@@ -48,7 +51,8 @@ def image_only_processor_class(name: str) -> Any:
     Returns
     -------
     type
-        A subclass of the transformers class of that name; calling its instances with ``videos=`` raises ValueError.
+        A subclass of the transformers class of that name. Where its instances have no ``video_processor``, calling them
+        with ``videos=`` raises ValueError.
 
     Raises
     ------
@@ -62,6 +66,8 @@ def image_only_processor_class(name: str) -> Any:
     # In the order of the arguments below, in which transformers hands them over.
     kept = [one for one in ("image_processor", "tokenizer", "feature_extractor") if one in every]
     accepted = inspect.signature(base.__init__).parameters
+    # Such as how many tokens an image is.
+    own_settings = [key for key in accepted if key not in (*every, "self", "chat_template", "args", "kwargs")]
 
     def __init__(
         self: Any,
@@ -69,6 +75,7 @@ def image_only_processor_class(name: str) -> Any:
         tokenizer: Any = None,
         feature_extractor: Any = None,
         chat_template: Any = None,
+        video_processor: Any = None,
         **kwargs: Any,
     ) -> None:
         own = (image_processor, tokenizer, feature_extractor)
@@ -80,11 +87,34 @@ def image_only_processor_class(name: str) -> Any:
         finally:
             _initialising.reset(token)
         del self.video_processor
+        part = video_processor
+        if not isinstance(part, VideoPart):
+            part = video_part(name, image_processor, part)
+        if part is not None:
+            self.video_processor = part
 
     def __call__(self: Any, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
-        if videos is not None:
+        if videos is not None and not hasattr(self, "video_processor"):
             raise ValueError(f"videos: {name} was loaded without its video processor, which needs torchvision")
-        return super(cls, self).__call__(images=images, text=text, **kwargs)
+        return super(cls, self).__call__(images=images, text=text, videos=videos, **kwargs)
+
+    def validate_init_kwargs(processor_config: Any, valid_kwargs: Any) -> Any:
+        # Else only the arguments that are named above are taken of a folder, and not those of the base alone.
+        return base.validate_init_kwargs(processor_config, [*valid_kwargs, *own_settings])
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        settings = {key: value for key, value in self.__dict__.items() if key in own_settings and _is_plain(value)}
+        found = {**settings, **super(cls, self).to_dict()}
+        found.pop("video_processor", None)
+        part = getattr(self, "video_processor", None)
+        return found if part is None else {**found, "video_processor": part.to_dict()}
+
+    def from_pretrained(_cls: Any, path_or_id: Any, *args: Any, **options: Any) -> Any:
+        made = super(cls, cls).from_pretrained(path_or_id, *args, **options)
+        part = video_part(name, made.image_processor, _video_settings(os.fspath(path_or_id), options))
+        if part is not None:
+            made.video_processor = part
+        return made
 
     def __reduce__(self: Any) -> tuple[Any, ...]:
         # The class is made at run time: pickle and copy find it by calling this function again.
@@ -104,6 +134,9 @@ def image_only_processor_class(name: str) -> Any:
         {
             "__init__": __init__,
             "__call__": __call__,
+            "to_dict": to_dict,
+            "validate_init_kwargs": staticmethod(validate_init_kwargs),
+            "from_pretrained": classmethod(from_pretrained),
             "__reduce__": __reduce__,
             "__module__": __name__,
             "get_attributes": classmethod(get_attributes),
@@ -111,6 +144,20 @@ def image_only_processor_class(name: str) -> Any:
         },
     )
     return cls
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _video_settings(path_or_id: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a folder's settings of its video processor where transformers does; {} where there are none."""
+    nested = _read_json(path_or_id, "processor_config.json", kwargs).get("video_processor")
+    if isinstance(nested, dict):
+        return nested
+    # Folders that are older than video processors share the settings of images.
+    own = _read_json(path_or_id, "video_preprocessor_config.json", kwargs)
+    return own or _read_json(path_or_id, "preprocessor_config.json", kwargs)
 
 
 def _class_with_videos(name: str | None) -> Any:

@@ -107,13 +107,14 @@ class Recording:
         Why the states cannot be those of one answer, '' as long as they can.
     """
 
-    def __init__(self, count: int, candidates: CapturedCandidates | None = None) -> None:
+    def __init__(self, count: int, candidates: CapturedCandidates | None = None, prompt_length: int = 0) -> None:
         self.trouble = ""
         self.states = CapturedStates()
         self.candidates = CapturedCandidates() if candidates is None else candidates
         self.changed: tuple[Tensor, Tensor] | None = None
         self.closed: Tensor | None = None
         self._count = count
+        self._prompt_length = prompt_length  # 0: the first call is the prompt's
         self._points: list[_Step] = []
         self._fed: list[Tensor] = []  # ids of the answer as the model was given them
         self._lock = threading.Lock()
@@ -126,12 +127,15 @@ class Recording:
         """Take one of ``generate``'s own steps; return its new rows (n, C), None if there is trouble."""
         if self.trouble:
             return None
-        is_prefill = not len(self.states)
+        have = len(self.states)
+        is_prefill = not have or have < self._prompt_length
         try:
-            rows = self.states.add(rows, keep)
+            rows = self.states.add(rows, keep, is_prefill)
         except ValueError as error:
             self.trouble = str(error).removeprefix("model: ")
             return None
+        if len(self.states) < self._prompt_length:
+            return rows  # a chunk of the prompt, whose logits say nothing of the answer
         if not is_prefill:
             self._feed(fed)
         same = scored.data_ptr() == logits.data_ptr() and scored.dtype == logits.dtype
@@ -239,6 +243,8 @@ class record:
         Called with each new (n, C) chunk of states, in order.
     keep : bool
         False keeps no states, for use with `on_states`.
+    prompt_length : int
+        Positions of the prompt, which may come in chunks. 0 takes the first call for all of it.
 
     Raises
     ------
@@ -255,9 +261,10 @@ class record:
         into: CapturedCandidates | None = None,
         on_states: Callable[[Tensor], None] | None = None,
         keep: bool = True,
+        prompt_length: int = 0,
     ) -> None:
         self._model, self._decoder, self._head = model, decoder_of(model), head.module
-        self._recording = Recording(count, into)
+        self._recording = Recording(count, into, prompt_length)
         self._on_states, self._keep = on_states, keep
         self._handles: list[Any] = []
         self._thread = 0

@@ -75,11 +75,26 @@ class Tokenised:
         Indices of the users' tokens, ascending.
     typed : bool
         Whether a user's text holds what would be a control token, or a placeholder, were it not text.
+    stretches : tuple of int
+        Which stretch each of `users` spells; the first of two that share a token.
     """
 
     ids: tuple[int, ...]
     users: tuple[int, ...]
     typed: bool
+    stretches: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], typed: bool
+    ) -> Tokenised:
+        """Find the tokens that spell some stretches of a text by their offsets."""
+        users = tokens_in_spans(offsets, spans)
+        stretches = tuple(
+            next(number for number, span in enumerate(spans) if tokens_in_spans([offsets[index]], [span]))
+            for index in users
+        )
+        return cls(tuple(map(int, ids)), tuple(users), typed, stretches)
 
 
 def tokenise(
@@ -135,7 +150,7 @@ def tokenise(
             text.count(placeholder) != without.count(placeholder) for placeholder in placeholders
         ):
             return _tokenise_plain(tokenizer, controls, text, spans, add_special_tokens)
-    return Tokenised(tuple(map(int, ids)), tuple(tokens_in_spans(offsets, spans)), False)
+    return Tokenised.of(ids, offsets, spans, False)
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, str]:
@@ -211,7 +226,7 @@ def _tokenise_plain(
         encoding = twin.encode(whole, add_special_tokens=add_special_tokens)
         ids = [names.get(token, int(number)) for token, number in zip(encoding.tokens, encoding.ids, strict=True)]
         if not _typed(controls, tokenizer, whole, users, ids, encoding.offsets):
-            return Tokenised(tuple(ids), tuple(tokens_in_spans(encoding.offsets, users)), True)
+            return Tokenised.of(ids, encoding.offsets, users, True)
     held = sorted({token for token in controls.values() if any(token in text[start:end] for start, end in spans)})
     raise ValueError(
         f"special_tokens: expected control tokens that can be spelt in other tokens, got {held} of "

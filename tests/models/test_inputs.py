@@ -58,8 +58,9 @@ def test_several_user_texts(qwen):
         {"role": "user", "content": [{**text, "text": "the cat?"}]},
     ]
     found = render_prompt(FAMILIES["qwen2_vl"], processor, chat)
-    assert [found.text[start:end] for start, end in found.spans] == ["A dog", "A dog", "the cat?"]
-    assert found.spans[0][1] < found.spans[1][0] < found.text.index("assistant\nA dog")
+    assert [found.text[start:end] for start, end in found.spans] == ["A dog", "A dog", "A dog", "the cat?"]
+    assert found.messages == (0, 0, 1, 2)
+    assert found.spans[1][1] < found.text.index("assistant\nA dog") < found.spans[2][0]
 
 
 def test_template_that_trims_is_followed_and_one_that_rewrites_is_refused(qwen):
@@ -333,7 +334,7 @@ def test_a_template_that_tells_the_time_is_followed(qwen, monkeypatch):
         processor, "apply_chat_template", lambda chat, **_: next(times) + "|" + chat[0]["content"][0]["text"]
     )
     chat = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
-    with pytest.raises(ModelNotSupportedError, match="keeps the user's text"):
+    with pytest.raises(ModelNotSupportedError, match="keeps the texts"):
         render_prompt(FAMILIES["qwen2_vl"], processor, chat)
     times = iter("aaabb")  # it has become b since the pattern was made
     for _ in range(3):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -53,8 +52,7 @@ def test_processor_without_video_is_saved_loaded_copied(tmp_path, name):
         found = other(images=[picture()], text=text, return_tensors="pt")
         assert torch.equal(found["input_ids"], expected["input_ids"])
         assert torch.equal(found["pixel_values"], expected["pixel_values"])
-    with pytest.raises(ValueError, match="torchvision"):
-        processor(text=["x"], videos=[np.zeros((2, 28, 28, 3), np.uint8)])
+        assert other.video_processor.settings == processor.video_processor.settings
 
 
 def test_llava_processor_is_loaded(tmp_path):
@@ -264,8 +262,17 @@ def test_real_llava_tokenizer(shared_data):
         assert decoder.text == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("name", ["Qwen3VLProcessor", "Glm4vProcessor", "InternVLProcessor", "LlavaOnevisionProcessor"])
-def test_any_processor_with_a_video_part_is_saved_and_loaded_without_it(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "videos"),
+    [
+        ("Qwen3VLProcessor", True),
+        ("Glm4vProcessor", True),
+        ("InternVLProcessor", True),
+        ("LlavaOnevisionProcessor", True),
+        ("MuseGlimmerProcessor", False),
+    ],
+)
+def test_any_processor_with_a_video_part_is_saved_and_loaded_without_it(tmp_path, name, videos):
     if not hasattr(transformers, name):
         pytest.skip(f"this version of transformers has no {name}")
     named = {
@@ -274,6 +281,10 @@ def test_any_processor_with_a_video_part_is_saved_and_loaded_without_it(tmp_path
         "start_image_token": "<img>",
         "end_image_token": "</img>",
         "context_image_token": "<|image_pad|>",
+        "image_end_token": "</img>",
+        "image_start_token": "<img>",
+        "video_start_token": "<vid>",
+        "video_end_token": "</vid>",
     }
     words = tokenizer("<|vision_start|>", "<|vision_end|>", named=named)
     processor = image_only_processor_class(name)(qwen_processor().image_processor, words, chat_template=QWEN_TEMPLATE)
@@ -282,9 +293,32 @@ def test_any_processor_with_a_video_part_is_saved_and_loaded_without_it(tmp_path
     for other in (loaded, copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
         assert type(other) is type(processor)
         assert other.chat_template == QWEN_TEMPLATE
-        assert other.image_token == "<|image_pad|>"
-        with pytest.raises(ValueError, match=r"^videos: "):
-            other(videos=[picture()], text=["<|video_pad|>"])
+        assert other.image_token == processor.image_token
+        assert hasattr(other, "video_processor") is videos
+        if videos:
+            assert other.video_processor.to_dict() == processor.video_processor.to_dict()
+        else:
+            with pytest.raises(ValueError, match=r"^videos: "):
+                other(videos=[picture()], text=["<|video_pad|>"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LlavaOnevisionProcessor", {"num_image_tokens": 729, "vision_feature_select_strategy": "full"}),
+        ("LlavaOnevisionProcessor", {"vision_aspect_ratio": "anyres_max_4", "image_token": "<|image_pad|>"}),
+        ("InternVLProcessor", {"image_seq_length": 64}),
+    ],
+)
+def test_settings_of_the_processor_itself_are_saved_and_loaded(tmp_path, name, settings):
+    names = ("start_image_token", "end_image_token", "context_image_token", "image_token", "video_token")
+    named = {key: "<|image_pad|>" if key in names[2:4] else f"<{key}>" for key in names}
+    images = qwen_processor().image_processor
+    processor = image_only_processor_class(name)(images, tokenizer(named=named), **settings)
+    processor.save_pretrained(tmp_path)
+    loaded = load_processor(tmp_path)
+    assert {key: getattr(loaded, key) for key in settings} == settings
+    assert loaded.to_dict() == processor.to_dict()
 
 
 @pytest.mark.parametrize("name", ["LlavaProcessor", "nothing", "PreTrainedModel"])
