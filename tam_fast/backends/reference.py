@@ -164,8 +164,8 @@ def finish_maps(
             causal, scale[t] = _causal(rows[row], context, weights[t])
             length = int(text_length[item][t])
             together = np.concatenate([causal, text[t, :length]])
-            low, high = together.min(), together.max()
-            flat[t] = low == high
+            low, high = together.min(initial=np.inf), together.max(initial=-np.inf)
+            flat[t] = low >= high  # with neither a cell nor a word the range is empty
             if flat[t]:
                 continue
             shown[t, :length] = (text[t, :length] - low) / (high - low)

@@ -40,7 +40,9 @@ class TokenActivationMaps:
     flat : (T,) bool
         True where map and relevances were one constant, so that there is nothing to show and the map is 0.
     context_ids : (K,) int64
-        Token ids of the context p_1..p_np, y_1..y_(T-1); target t uses the first n_p + t of them.
+        Token ids of the context p_1..p_np, y_1..y_(T-1); target t uses the first n_p + t of them. Where only the tokens
+        from the `first`-th on are explained, T counts them alone, the context has the others too, and target t uses
+        n_p + first + t.
     target_ids : (T,) int64
         Token ids of the answer.
     layout : Layout
@@ -61,7 +63,8 @@ class TokenActivationMaps:
         if tokens.shifted:
             relevance[0] = 0.0  # p_1's own context is empty; the prompt only set the scale
         ids = torch.from_numpy(tokens.ids)
-        return cls(maps, relevance, scale, flat, ids[:-1], ids[tokens.prompt_length :], tokens.layout)
+        targets = ids[tokens.prompt_length + tokens.first :]
+        return cls(maps, relevance, scale, flat, ids[:-1], targets, tokens.layout)
 
     def __len__(self) -> int:
         return int(self.maps.shape[0])
@@ -134,12 +137,12 @@ class _Answer:
     ) -> None:
         layout, where = tokens.layout, tokens.where
         self._tokens, self._classifier, self._interference, self._backend = tokens, classifier, interference, backend
-        self._states = hidden[tokens.start :]  # (T, C), the t-th predicts y_t
+        self._states = hidden[tokens.start :]  # the t-th predicts y_t
         # All in one go, unless that would make many scores that nobody reads.
         whole = tokens.classes.size * hidden.shape[0] <= BLOCK
         read = ContextScores(hidden if whole else hidden[: layout.answer_start], classifier, layout, where, backend)
         maps, self._words, after = read(tokens.classes)
-        self._after = after if whole else None  # (U, T)
+        self._after = after if whole else None  # (U, first + T)
         self._scores = torch.from_numpy(maps)
         self.results = empty_results(tokens.target_rows.size, maps.shape[1], tokens.ids.size - 1)
 
@@ -150,9 +153,10 @@ class _Answer:
         for first in range(0, targets, step):
             yield self._part(first, min(first + step, targets))
 
-    def _part(self, first: int, last: int) -> Part:
-        """Gather the relevances of targets first..last - 1, and sum those whose context maps are the same."""
-        tokens, n_p, some = self._tokens, self._words.shape[1], slice(first, last)
+    def _part(self, begin: int, end: int) -> Part:
+        """Gather the relevances of targets begin..end - 1, and sum those whose context maps are the same."""
+        tokens, n_p, some = self._tokens, self._words.shape[1], slice(begin, end)
+        first, last = tokens.first + begin, tokens.first + end  # counted from the answer's beginning
         maps, relevance, scale, flat = self.results
         rows = tokens.target_rows[some]
         if self._after is not None:
@@ -205,6 +209,7 @@ def activation_maps(
     kernel_size: int = 3,
     interference: bool = True,
     texts: Sequence[str] | None = None,
+    first: int = 0,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> TokenActivationMaps: ...
@@ -219,6 +224,7 @@ def activation_maps(
     kernel_size: int = 3,
     interference: bool = True,
     texts: Sequence[Sequence[str]] | None = None,
+    first: Sequence[int] | int = 0,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> list[TokenActivationMaps]: ...
@@ -232,6 +238,7 @@ def activation_maps(
     kernel_size: int = 3,
     interference: bool = True,
     texts: Any = None,
+    first: Any = 0,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Any:
@@ -261,6 +268,9 @@ def activation_maps(
         False switches the causal inference off: with ``kernel_size=1`` the result is plain CAM, jointly normalised.
     texts : sequence of str, or a list of them, optional
         With ``compat="official"``, strings of the prompt's and the answer's tokens to compare instead of ids.
+    first : int, or a list of them
+        Explain the generated tokens from this one on, counted from 0; those before it are context. Maps
+        are what they are without it, to the bit where ``compat`` is not ``"paper"``.
     dtype : torch.float32 or torch.uint8
         Of the maps; uint8 is floor(255 x), NaN as 0.
     backend : "cpu", "cuda", "triton" or "reference", optional
@@ -293,13 +303,16 @@ def activation_maps(
     if not many:
         hidden, token_ids, layout = [hidden], [token_ids], [layout]
         texts = None if texts is None else [texts]
-    for items, name in ((token_ids, "token_ids"), (layout, "layout"), (texts, "texts")):
+    firsts = first if isinstance(first, (list, tuple)) else [first] * len(hidden)
+    for items, name in ((token_ids, "token_ids"), (layout, "layout"), (texts, "texts"), (firsts, "first")):
         if many and items is not None:
             ops._check_length(items, name, hidden, "hidden")
     weight = ops._check_matrix(classifier, "classifier", "(V, C)")
 
     places = list(zip(hidden, token_ids, layout, texts or [None] * len(hidden), strict=True))
-    device_backend = resident_for(weight, backend) if places else None
+    # A text without images has too little work for a device, and no cells to launch over.
+    blank = any(isinstance(place, Layout) and not place.grids for _, _, place, _ in places)
+    device_backend = resident_for(weight, backend) if places and not blank else None
     maps: list[TokenActivationMaps] = []
     resolved: list[tuple[Tensor, AnswerTokens]] = []
     answers: list[_Answer] = []
@@ -311,7 +324,7 @@ def activation_maps(
         rows = check_states(states, weight, where)
         if device_backend is not None and not is_dense(rows):
             raise TypeError(f"hidden{where}: expected a torch.Tensor, got its subclass {type(rows).__name__}")
-        tokens = AnswerTokens(rows, weight, ids, place, compat, strings, where)
+        tokens = AnswerTokens(rows, weight, ids, place, compat, strings, where, firsts[index])
         resolved.append((rows, tokens))
         if device_backend is not None:
             continue

@@ -30,12 +30,12 @@ def to_device(arrays: Sequence[Integers], device: torch.device) -> list[Tensor]:
 
 def _indices(tokens: AnswerTokens, interference: bool) -> list[Integers]:
     """Everything about one answer that the kernels look up; see ``DeviceAnswer`` for the last six."""
-    n_p, targets = tokens.prompt_length, tokens.target_rows.size
-    layout, known = tokens.layout, tokens.ids.size - 1
+    n_p, first, known = tokens.prompt_length, tokens.first, tokens.ids.size - 1
+    layout = tokens.layout
     # A scores row is the map of a class, then its relevance to every context token.
-    answer = tokens.start + np.arange(targets - 1)
+    answer = tokens.start + np.arange(known - n_p)
     positions = np.concatenate([layout.visual_positions.numpy(), layout.prompt.numpy(), answer])
-    names, lengths = tokens.target_names.copy(), n_p + np.arange(targets)
+    names, lengths = tokens.target_names.copy(), n_p + np.arange(first, first + tokens.target_rows.size)
     if not interference:
         names[:] = -1
     if tokens.shifted:

@@ -20,7 +20,8 @@ class Layout:
     Parameters
     ----------
     grids : sequence of Grid
-        The rasters, in the order in which their cells appear in a map. No position may belong to two of them.
+        The rasters, in the order in which their cells appear in a map. No position may belong to two of them. Of a
+        prompt without images there are none: its maps have no cells.
     prompt : (n_p,) int64
         Positions of the prompt's text tokens: the context that precedes the answer.
     answer_start : int
@@ -29,7 +30,7 @@ class Layout:
     Raises
     ------
     TypeError, ValueError
-        If there is no grid, a position is not before ``answer_start``, or one position is used twice.
+        If a position is not before ``answer_start``, or one position is used twice.
     """
 
     grids: Sequence[Grid]
@@ -44,11 +45,9 @@ class Layout:
         for grid in grids:
             if not isinstance(grid, Grid):
                 raise TypeError(f"grids: expected Grid objects, got {type(grid).__name__}")
-        if not grids:
-            raise ValueError("grids: expected at least one Grid, got none (is there an image in the prompt?)")
         answer_start = check_count(self.answer_start, "answer_start", 1)
         prompt = check_positions(self.prompt, "prompt")
-        visual = torch.cat([grid.positions for grid in grids])
+        visual = torch.cat([grid.positions for grid in grids] or [torch.empty(0, dtype=torch.int64)])
         for name, positions in (("grids", visual), ("prompt", prompt)):
             if positions.numel() and int(positions.max()) >= answer_start:
                 raise ValueError(

@@ -44,11 +44,11 @@ def finish_paper(
         half = kernel_size // 2
         padded = ops.rank_gaussian_filter(raster[:, rows][:, :, columns], kernel_size, backend=backend)
         filtered.append(padded[:, half : half + height, half : half + width].reshape(-1, height * width))
-    causal = torch.cat(filtered, dim=1).relu()
+    causal = torch.cat([activation[:, :0], *filtered], dim=1).relu()
     beyond = torch.arange(text.shape[1], device=text.device)[None] >= text_length[:, None]
     low = torch.cat([causal, text.masked_fill(beyond, float("inf"))], dim=1).amin(1)
     high = torch.cat([causal, text.masked_fill(beyond, float("-inf"))], dim=1).amax(1)
-    flat = low == high
+    flat = low >= high  # beyond all where there is neither a cell nor a word
     extent = torch.where(flat, torch.ones_like(low), high - low)[:, None]
     maps = ((causal - low[:, None]) / extent).masked_fill(flat[:, None], 0.0)
     shown = ((text - low[:, None]) / extent).masked_fill(beyond | flat[:, None], 0.0)

@@ -157,7 +157,8 @@ class ContextScores:
         self._start = layout.answer_start - 1
         self._visual, self._prompt = layout.visual_positions.numpy(), layout.prompt.numpy()
         in_a_row = bool((self._visual[1:] - self._visual[:-1] == 1).all())
-        self._run = slice(int(self._visual[0]), int(self._visual[-1]) + 1) if in_a_row else None
+        first = int(self._visual[0]) if self._visual.size else 0
+        self._run = slice(first, first + self._visual.size) if in_a_row else None
 
     def __call__(self, classes: Integers) -> tuple[Floats, Floats, Floats]:
         """Score classes (U,): maps (U, N), words of the prompt (U, n_p), and from the prompt's last position on."""

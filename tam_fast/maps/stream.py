@@ -98,7 +98,7 @@ class ActivationMapStream:
         self._kernel_size = ops._check_kernel_size(kernel_size)
         self._interference = interference
         self._backend = backend
-        self._device_backend = resident_for(self._classifier, backend)
+        self._device_backend = resident_for(self._classifier, backend) if layout.grids else None
         ids = ops._index_tensor(prompt_ids, "prompt_ids", torch.device("cpu"))
         if ids.numel() != layout.answer_start:
             raise ValueError(f"prompt_ids: expected {layout.answer_start} ids (layout.answer_start), got {ids.numel()}")

@@ -24,7 +24,8 @@ _T = TypeVar("_T")
 class AnswerTokens:
     """The tokens of one answer, resolved to rows of its score matrix.
 
-    M = n_p + T tokens are p_1..p_np, y_1..y_T; the first K = M - 1 of them are context, target t uses n_p + t.
+    M = n_p + T tokens are p_1..p_np, y_1..y_T; the first K = M - 1 of them are context, target t uses n_p + t. Targets
+    are the tokens from y_(first + 1) on, T' = T - first of them.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class AnswerTokens:
     classifier : Tensor (V, C)
     token_ids : int Tensor, ndarray or list (S + 1,)
     layout : Layout
-    compat, texts
+    compat, texts, first
         As in :func:`tam_fast.activation_maps`.
     where : str
         Which answer of a list it is, for errors.
@@ -44,7 +45,9 @@ class AnswerTokens:
     names : (M,) int64, equal where two tokens are the same word
     classes : (U,) int64, distinct classifier rows in order of appearance
     rows : (M,) int64, each token's among them
-    target_rows : (T,) int64, the row whose map is shown for each target
+    target_rows : (T',) int64, the row whose map is shown for each target
+    prompt_length : int
+        n_p, the prompt's text tokens.
     shifted : bool
         The first target shows the map of p_1, on one scale with the whole prompt's relevance to it (``"official"``).
     start : int
@@ -65,10 +68,13 @@ class AnswerTokens:
         compat: Compat,
         texts: Any,
         where: str,
+        first: int = 0,
     ) -> None:
         everything = _check_token_ids(token_ids, hidden.shape[0], layout, where)
         prompt = layout.prompt.numpy()
         self.layout, self.where = layout, where
+        self.first = _check_first(first, everything.size - layout.answer_start, where)
+        self.prompt_length = int(prompt.size)
         self.start = layout.answer_start - 1
         self.ids = np.concatenate([everything[prompt], everything[layout.answer_start :]])
         self.names: Integers = self.ids
@@ -85,21 +91,25 @@ class AnswerTokens:
         unique, self.rows = _first_appearance(classes)
         check_classes(unique, classifier, where)
         self.classes: Integers = np.array(unique, dtype=np.int64)
-        self.target_rows = self.rows[prompt.size :]
-        self.shifted = compat == "official" and prompt.size > 0
+        self.target_rows = self.rows[prompt.size + self.first :]
+        self.shifted = compat == "official" and prompt.size > 0 and not self.first
         if self.shifted:
             self.target_rows = self.target_rows.copy()
             self.target_rows[0] = self.rows[0]
 
     @property
-    def prompt_length(self) -> int:
-        """n_p, the prompt's text tokens."""
-        return self.ids.size - self.target_rows.size
-
-    @property
     def target_names(self) -> Integers:
-        """(T,): names of the target tokens."""
-        return self.names[self.prompt_length :]
+        """(T',): names of the target tokens."""
+        return self.names[self.prompt_length + self.first :]
+
+
+def _check_first(first: Any, count: int, where: str) -> int:
+    """Check which of some generated tokens is the first that is explained."""
+    if isinstance(first, bool) or not hasattr(first, "__index__"):
+        raise TypeError(f"first{where}: expected a whole number, got {first!r}")
+    if not 0 <= first < count:
+        raise ValueError(f"first{where}: expected 0 to {count - 1}, one of {count} generated tokens, got {first}")
+    return int(first.__index__())
 
 
 def check_classes(classes: Sequence[int], classifier: Tensor, where: str) -> None:

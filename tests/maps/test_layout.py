@@ -60,7 +60,6 @@ def test_grid_errors(arguments: tuple[object, ...], kind: type[Exception], words
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
-        (([], [], 3), ValueError, ["grids", "at least one"]),
         ((Grid([1], 1, 1), [], 3), TypeError, ["grids", "sequence"]),
         ((["grid"], [], 3), TypeError, ["grids", "str"]),
         (([Grid([3], 1, 1)], [], 3), ValueError, ["grids", "answer_start = 3", "3"]),
