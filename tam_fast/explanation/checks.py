@@ -7,11 +7,17 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
+from tam_fast.explanation.frames import Frames
+from tam_fast.explanation.grounding import Contrast
 from tam_fast.explanation.words import Candidate
 from tam_fast.maps.answer import TokenActivationMaps
 
-__all__ = ["Values", "check_nan", "check_values", "count_nan"]
+__all__ = ["SOURCES", "Values", "check_agreement", "check_nan", "check_values", "count_nan"]
+
+SOURCES = ("generated", "teacher_forced", "given", "states")
+"""Where the states of an explanation can come from."""
 
 _ROUNDING = 1e-5  # how far beyond [0, 1] a share may be rounded
 _LARGEST = 2**63 - 1  # of ids and positions, which are int64
@@ -20,11 +26,108 @@ _LARGEST = 2**63 - 1  # of ids and positions, which are int64
 class Values(Protocol):
     """What is checked of an explanation."""
 
+    tokens: list[str]
     token_ids: list[int]
     text: str
     offsets: list[tuple[int, int]]
     maps: TokenActivationMaps
     candidates: list[list[Candidate]]
+    images: list[Image.Image]
+    context_tokens: list[str]
+    source: str
+    steps: list[int] | None
+    videos: list[Frames]
+    thinking: str | None
+    method: str
+    contrast: Contrast | None
+    messages: list[dict[str, Any]] | None
+
+
+def check_agreement(explanation: Values) -> None:
+    """Check that there is one of everything for each token, and a picture for each source of the grids.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If not; begins with the field's name.
+    """
+    maps, layout = explanation.maps, explanation.maps.layout
+    shapes = tuple(maps.maps.shape), tuple(maps.relevance.shape)
+    cells = layout.offsets[-1]
+    if len(shapes[0]) != 2 or shapes[0][1] != cells:
+        raise ValueError(f"maps: expected maps of shape (tokens, {cells}), got {shapes[0]}")
+    if len(shapes[1]) != 2 or shapes[1][0] != shapes[0][0]:
+        raise ValueError(f"maps: expected relevance of shape ({shapes[0][0]}, context), got {shapes[1]}")
+    for name in ("tokens", "token_ids", "offsets", "candidates"):
+        count = len(getattr(explanation, name))
+        if count != shapes[0][0]:
+            raise ValueError(f"{name}: expected one for each of {shapes[0][0]} maps, got {count}")
+    if len(explanation.context_tokens) != shapes[1][1]:
+        raise ValueError(
+            f"context_tokens: expected one for each of {shapes[1][1]} columns of the relevance, "
+            f"got {len(explanation.context_tokens)}"
+        )
+    if explanation.source not in SOURCES:
+        raise ValueError(f"source: expected one of {', '.join(SOURCES)}, got {explanation.source!r}")
+    for token, (start, end) in enumerate(explanation.offsets):
+        if not 0 <= start <= end <= len(explanation.text):
+            raise ValueError(
+                f"offsets: expected 0 <= start <= end <= {len(explanation.text)}, the length of the text, "
+                f"got {(start, end)} for token {token}"
+            )
+    _check_steps(explanation.steps, len(explanation.tokens), shapes[1][1], layout.prompt.numel())
+    _check_sources(explanation)
+    if explanation.thinking is not None and not isinstance(explanation.thinking, str):
+        raise TypeError(f"thinking: expected a text, got {type(explanation.thinking).__name__}")
+    if not isinstance(explanation.method, str) or not explanation.method:
+        raise TypeError(f"method: expected a name, got {explanation.method!r}")
+    if explanation.contrast is not None and len(explanation.contrast) != shapes[0][0]:
+        raise ValueError(f"contrast: expected one for each of {shapes[0][0]} maps, got {len(explanation.contrast)}")
+    _check_messages(explanation.messages)
+
+
+def _check_steps(steps: Any, tokens: int, context: int, prompt: int) -> None:
+    """Check the tokens' places in what was generated: those before the last one are context, behind the prompt's."""
+    if steps is not None:
+        if not isinstance(steps, list) or not all(
+            isinstance(step, int) and not isinstance(step, bool) for step in steps
+        ):
+            raise TypeError(f"steps: expected a list of whole numbers, got {str(steps)[:60]}")
+        if len(steps) != tokens:
+            raise ValueError(f"steps: expected one for each of {tokens} maps, got {len(steps)}")
+        if any(after <= before for before, after in pairwise([-1, *steps])):
+            raise ValueError(f"steps: expected ascending places from 0 on, got {str(steps)[:60]}")
+    last = tokens - 1 if steps is None else steps[-1] if steps else 0
+    if max(last, 0) + prompt != context:
+        raise ValueError(
+            f"context_tokens: expected {prompt} of the prompt and {max(last, 0)} of what was generated before the last "
+            f"token, got {context}"
+        )
+
+
+def _check_sources(explanation: Values) -> None:
+    """Check that there is an image, or a video, for each that the grids show, or none at all."""
+    grids = explanation.maps.layout.grids
+    for name, is_video, found in (("images", False, explanation.images), ("videos", True, explanation.videos)):
+        count = max((grid.source + 1 for grid in grids if (grid.kind == "video") == is_video), default=0)
+        if found and len(found) != count:
+            raise ValueError(f"{name}: expected {count}, the sources of the layout's grids, got {len(found)}")
+    for image in explanation.images:
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"images: expected PIL images, got {type(image).__name__}")
+    for video in explanation.videos:
+        if not isinstance(video, Frames):
+            raise TypeError(f"videos: expected Frames, got {type(video).__name__}")
+
+
+def _check_messages(messages: Any) -> None:
+    if messages is None:
+        return
+    if not isinstance(messages, list):
+        raise TypeError(f"messages: expected a list of them, got {type(messages).__name__}")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"messages: expected objects with a role, got {str(message)[:60]}")
 
 
 def check_values(explanation: Values) -> None:
@@ -46,7 +149,8 @@ def check_values(explanation: Values) -> None:
     )
     _within("scale", maps.scale, "finite values", torch.isfinite(maps.scale))
     shown = (torch.nan_to_num(maps.maps, nan=0.0) > 0).any(dim=1) & maps.flat
-    _within("flat", maps.maps.amax(dim=1), "maps of zeros where it is true", ~shown)
+    if maps.maps.shape[1]:
+        _within("flat", maps.maps.amax(dim=1), "maps of zeros where it is true", ~shown)
     _within("context_ids", maps.context_ids, "ids >= 0", maps.context_ids >= 0)
     _within("target_ids", maps.target_ids, "ids >= 0", maps.target_ids >= 0)
     _check_ids(explanation.token_ids, maps.target_ids.tolist())

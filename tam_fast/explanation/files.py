@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
-from PIL import Image
 
+from tam_fast.explanation.arrays import (
+    contrast_arrays,
+    kept_arrays,
+    picture_arrays,
+    read_contrast,
+    read_images,
+    read_kept,
+    read_videos,
+    video_arrays,
+)
 from tam_fast.explanation.checks import check_nan, check_values, count_nan
-from tam_fast.explanation.kept import KeptStates, Rows
+from tam_fast.explanation.entries import entry, items, number
 from tam_fast.explanation.replacing import FORMAT, check_replaceable, fitting_stem, replace_files
+from tam_fast.explanation.result import Result
 from tam_fast.explanation.words import Candidate
-from tam_fast.maps.answer import TokenActivationMaps, check_options
+from tam_fast.maps.answer import TokenActivationMaps
 from tam_fast.maps.layout import Grid, Layout
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "encode", "read", "write"]
 
 FORMAT_VERSION = 1
 
-_T = TypeVar("_T")
-_Made = TypeVar("_Made", bound="Fields")
+_Made = TypeVar("_Made", bound=Result)
 
 # Tensors of TokenActivationMaps that are saved under their own names: dtype and shape, with T tokens, N cells and K
 # context tokens.
@@ -49,25 +53,7 @@ _OTHER_TENSORS: Mapping[str, tuple[torch.dtype, str]] = {
 }
 
 
-class Fields(Protocol):
-    """What is kept of an explanation."""
-
-    tokens: list[str]
-    token_ids: list[int]
-    text: str
-    offsets: list[tuple[int, int]]
-    maps: TokenActivationMaps
-    candidates: list[list[Candidate]]
-    images: list[Image.Image]
-    prompt: str
-    context_tokens: list[str]
-    model: str
-    elapsed: dict[str, float]
-    source: str
-    states: KeptStates | None
-
-
-def write(path: str | os.PathLike[str], explanation: Fields, force: bool = False) -> tuple[Path, Path]:
+def write(path: str | os.PathLike[str], explanation: Result, force: bool = False) -> tuple[Path, Path]:
     """Write an explanation to its two files, which are returned. See :meth:`Explanation.save`."""
     paths = _pair(path)
     try:
@@ -81,7 +67,7 @@ def write(path: str | os.PathLike[str], explanation: Fields, force: bool = False
     return paths
 
 
-def encode(explanation: Fields) -> tuple[bytes, bytes]:
+def encode(explanation: Result) -> tuple[bytes, bytes]:
     """Make the contents of an explanation's two files: safetensors and JSON.
 
     Raises
@@ -98,12 +84,11 @@ def encode(explanation: Fields) -> tuple[bytes, bytes]:
     tensors["offsets"] = torch.tensor(explanation.offsets, dtype=torch.int64).reshape(-1, 2)
     tensors["visual_positions"] = layout.visual_positions
     tensors["prompt_positions"] = layout.prompt
-    for index, image in enumerate(explanation.images):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=3)
-        tensors[f"image.{index}"] = torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+    tensors |= picture_arrays(explanation.images) | video_arrays(explanation.videos)
+    tensors |= contrast_arrays(explanation.contrast)
     if explanation.states is not None:
-        tensors |= _kept_tensors(explanation)
+        candidates = [candidate.token_id for step in explanation.candidates for candidate in step]
+        tensors |= kept_arrays(explanation.states, candidates)
     # clone(): safetensors refuses tensors that share memory, which a layout's positions may.
     arrays = safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()})
     document = {
@@ -133,10 +118,29 @@ def encode(explanation: Fields) -> tuple[bytes, bytes]:
         "source": explanation.source,
         "nan_cells": count_nan(maps.maps),
         **({} if explanation.states is None else {"kernel_size": explanation.states.kernel_size}),
+        **_asked(explanation),
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate may stand in a decoded piece: surrogatepass keeps it.
     return arrays, text.encode("utf-8", "surrogatepass")
+
+
+def _asked(explanation: Result) -> dict[str, Any]:
+    """Gather what only some explanations have."""
+    made: dict[str, Any] = {
+        "steps": explanation.steps,
+        "thinking": explanation.thinking,
+        "method": None if explanation.method == "tam" else explanation.method,
+        "messages": explanation.messages,
+        "videos": [{"frames": len(video), "times": video.times} for video in explanation.videos] or None,
+    }
+    try:
+        same = json.loads(json.dumps(explanation.messages)) == explanation.messages
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise ValueError("messages: expected what JSON can hold, got other objects or numbers in them")
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def read(path: str | os.PathLike[str], make: Callable[..., _Made]) -> _Made:
@@ -199,10 +203,10 @@ def _read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
 
 def _fields(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Check both files' contents against each other and return the fields of the explanation."""
-    tokens = _list(document, "tokens", str)
-    context_tokens = _list(document, "context_tokens", str)
-    boxes = _list(document, "grids", dict)
-    shapes = [(_get(grid, "height", int), _get(grid, "width", int)) for grid in boxes]
+    tokens = items(document, "tokens", str)
+    context_tokens = items(document, "context_tokens", str)
+    boxes = items(document, "grids", dict)
+    shapes = [(entry(grid, "height", int), entry(grid, "width", int)) for grid in boxes]
     sizes = {"T": len(tokens), "K": len(context_tokens), "N": sum(height * width for height, width in shapes), "2": 2}
     for name, (dtype, dimensions) in {**_MAP_TENSORS, **_OTHER_TENSORS}.items():
         if name not in tensors:
@@ -217,136 +221,42 @@ def _fields(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) ->
             )
     grids = []
     start = 0
-    for entry, (height, width) in zip(boxes, shapes, strict=True):
+    for given, (height, width) in zip(boxes, shapes, strict=True):
         positions = tensors["visual_positions"][start : start + height * width]
-        box = tuple(_number(edge, "box") for edge in _get(entry, "box", list))
-        kind, source, frame = _get(entry, "kind", str), _get(entry, "source", int), _get(entry, "frame", int)
+        box = tuple(number(edge, "box") for edge in entry(given, "box", list))
+        kind, source, frame = entry(given, "kind", str), entry(given, "source", int), entry(given, "frame", int)
         grids.append(Grid(positions, height, width, kind, source, frame, cast(tuple[float, float, float, float], box)))
         start += height * width
-    layout = Layout(tuple(grids), tensors["prompt_positions"], _get(document, "answer_start", int))
-    elapsed = _get(document, "elapsed", dict)
+    layout = Layout(tuple(grids), tensors["prompt_positions"], entry(document, "answer_start", int))
+    elapsed = entry(document, "elapsed", dict)
+    optional = ("steps", "thinking", "messages", "method")
+    asked = {name: document[name] for name in optional if document.get(name) is not None}
+    steps = items(asked, "steps", int) if "steps" in asked else range(len(tokens))
     return {
         "tokens": tokens,
         "token_ids": tensors["token_ids"].tolist(),
-        "text": _get(document, "text", str),
+        "text": entry(document, "text", str),
         "offsets": [(row[0], row[1]) for row in tensors["offsets"].tolist()],
         "maps": TokenActivationMaps(**{name: tensors[name] for name in _MAP_TENSORS}, layout=layout),
-        "candidates": [[_candidate(entry) for entry in step] for step in _list(document, "candidates", list)],
-        "images": [_read_image(tensors, index) for index in range(_image_count(document, tensors))],
-        "prompt": _get(document, "prompt", str),
+        "candidates": [[_candidate(values) for values in step] for step in items(document, "candidates", list)],
+        "images": read_images(document, tensors),
+        "prompt": entry(document, "prompt", str),
         "context_tokens": context_tokens,
-        "model": _get(document, "model", str),
-        "elapsed": {name: _number(seconds, f"elapsed {name!r}") for name, seconds in elapsed.items()},
+        "model": entry(document, "model", str),
+        "elapsed": {name: number(seconds, f"elapsed {name!r}") for name, seconds in elapsed.items()},
         # Files of earlier versions have none.
-        "source": _get({"source": "generated", **document}, "source", str),
-        "states": _kept_states(document, tensors, layout),
+        "source": entry({"source": "generated", **document}, "source", str),
+        "states": read_kept(document, tensors, layout, steps[-1] if steps else -1),
+        "videos": read_videos(document, tensors),
+        "contrast": read_contrast(tensors),
+        **asked,
     }
 
 
-_KEPT = ("hidden", "token_ids", "positions", "row_ids", "rows")
-
-
-def _kept_tensors(explanation: Fields) -> dict[str, torch.Tensor]:
-    """Gather what is written of states that were kept; of the classifier the rows of the tokens at hand."""
-    states = explanation.states
-    assert states is not None
-    candidates = [c.token_id for step in explanation.candidates for c in step]
-    layout, every = states.layout, states.token_ids
-    said = [every[layout.prompt], every[layout.answer_start :], torch.tensor(candidates, dtype=torch.int64)]
-    ids = torch.unique(torch.cat(said))
-    made = {
-        "hidden": states.hidden.cpu().contiguous(),
-        "token_ids": every,
-        "positions": torch.cat([layout.visual_positions, layout.prompt, torch.tensor([layout.answer_start])]),
-        "row_ids": ids,
-        "rows": states.rows(ids).detach().to("cpu", states.hidden.dtype).contiguous(),
-    }
-    return {f"states.{name}": made[name] for name in _KEPT}
-
-
-def _kept_states(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], layout: Layout) -> KeptStates | None:
-    """Read states that were kept, and check them against the layout; None if there are none."""
-    found = [tensors.get(f"states.{name}") for name in _KEPT]
-    if all(value is None for value in found):
-        return None
-    hidden, token_ids, positions, row_ids, rows = found
-    sizes = [len(grid) for grid in layout.grids]
-    if (
-        hidden is None
-        or token_ids is None
-        or positions is None
-        or row_ids is None
-        or rows is None
-        or hidden.ndim != 2
-        or not hidden.is_floating_point()
-        or tuple(token_ids.shape) != (hidden.shape[0] + 1,)
-        or tuple(rows.shape) != (row_ids.numel(), hidden.shape[1])
-        or rows.dtype != hidden.dtype
-        or any(value.dtype != torch.int64 or value.ndim != 1 for value in (token_ids, positions, row_ids))
-        or positions.numel() != sum(sizes) + layout.prompt.numel() + 1
-        or bool((row_ids.diff() <= 0).any())
-        or not bool(torch.isfinite(hidden).all() and torch.isfinite(rows).all())
-    ):
-        raise ValueError("states: expected the five arrays of states that were kept, got others")
-    *parts, prompt, start = positions.split([*sizes, layout.prompt.numel(), 1])
-    if hidden.shape[0] - int(start) != len(_get(document, "tokens", list)) - 1:
-        raise ValueError("states: expected a state for each token but the last, got another number of them")
-    grids = [replace(grid, positions=part) for grid, part in zip(layout.grids, parts, strict=True)]
-    kernel_size = _get({"kernel_size": 3, **document}, "kernel_size", int)
-    check_options(None, kernel_size)
-    return KeptStates(hidden, token_ids, Layout(grids, prompt, int(start)), Rows(row_ids, rows), None, kernel_size)
-
-
-def _get(mapping: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
-    value = mapping.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {str(value)[:60]!r}")
-    return float(value)
-
-
-def _list(mapping: Mapping[str, Any], name: str, kind: type[_T]) -> list[_T]:
-    return [_get({name: value}, name, kind) for value in _get(mapping, name, list)]
-
-
-def _candidate(entry: Any) -> Candidate:
-    if not isinstance(entry, list) or len(entry) != 3:
-        raise ValueError(f"candidates: expected [id, token, probability], got {str(entry)[:60]!r}")
-    fields = dict(zip(("token_id", "token"), entry, strict=False))
+def _candidate(values: Any) -> Candidate:
+    if not isinstance(values, list) or len(values) != 3:
+        raise ValueError(f"candidates: expected [id, token, probability], got {str(values)[:60]!r}")
+    fields = dict(zip(("token_id", "token"), values, strict=False))
     return Candidate(
-        _get(fields, "token_id", int), _get(fields, "token", str), _number(entry[2], "candidates: probability")
+        entry(fields, "token_id", int), entry(fields, "token", str), number(values[2], "candidates: probability")
     )
-
-
-def _image_count(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> int:
-    """Read the number of images, of which there must be as many arrays: a wrong number must cost no time."""
-    count = _get(document, "images", int)
-    got = sum(name.startswith("image.") for name in tensors)
-    if count != got:
-        raise ValueError(f"images: expected as many as image arrays, which are {got}, got {count}")
-    return count
-
-
-def _read_image(tensors: Mapping[str, torch.Tensor], index: int) -> Image.Image:
-    name = f"image.{index}"
-    data = tensors.get(name)
-    if data is None or data.dtype != torch.uint8 or data.ndim != 1:
-        raise ValueError(f"expected the array {name!r} to be a vector of bytes, got another")
-    try:
-        with warnings.catch_warnings():
-            # Between Pillow's limit and twice that it only warns.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data.numpy().tobytes()), formats=("PNG",))
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"expected the array {name!r} to be a PNG image, got {reason}") from error
-    if image.mode != "RGB":
-        raise ValueError(f"expected the array {name!r} to be an RGB image, got mode {image.mode}")
-    # A plain image without the file's metadata, as it was given.
-    return Image.frombytes("RGB", image.size, image.tobytes())

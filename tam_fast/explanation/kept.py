@@ -11,8 +11,11 @@ from torch import Tensor
 
 from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.layout import Layout
+from tam_fast.operators.ops import rank_gaussian_filter
 
 __all__ = ["KeptStates", "Rows", "keep", "one_token"]
+
+_BLOCK = 2048  # states that are brought to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +57,8 @@ class KeptStates:
         -------
         (k, N) float32, on the CPU
         """
-        start = self.layout.answer_start
-        hidden = self.hidden[: start + step]
-        before = self.token_ids[: start + step]
-        context = torch.cat([before[self.layout.prompt], before[start:]])
+        start, hidden = self.layout.answer_start, self.hidden[: self.layout.answer_start + step]
+        context = self._context(step)
         wanted = torch.tensor(list(token_ids), dtype=torch.int64)
         known, numbers = torch.unique(torch.cat([context, wanted]), return_inverse=True)
         rows = self.rows(known).to(hidden.device, hidden.dtype)
@@ -73,6 +74,60 @@ class KeptStates:
             [hidden] * len(sequences), rows, sequences, [self.layout] * len(sequences), kernel_size=self.kernel_size
         )
         return torch.stack([found.maps[-1] for found in made]).cpu()
+
+    def _context(self, step: int) -> Tensor:
+        """Return the ids of the prompt's text and of what was generated before a step: (K,) int64."""
+        start = self.layout.answer_start
+        return torch.cat([self.token_ids[self.layout.prompt], self.token_ids[start : start + step]])
+
+    def evidence(self, step: int, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Make the maps of some tokens at one step without the normalisation of Eq. 3: filtered, but in logits.
+
+        The filter commutes with a factor, but not with an offset; so it is given what Eq. 3 would normalise.
+
+        Parameters
+        ----------
+        step : int
+            Place in what was generated.
+        token_ids : sequence of k int
+
+        Returns
+        -------
+        maps : (k, N) float64
+            On the CPU, at least 0.
+        highest : (k,) float64
+            The largest value in the map before the filter and among the relevances of the context: the maximum of
+            Eq. 3.
+        """
+        start = self.layout.answer_start
+        context, wanted = self._context(step), torch.tensor(list(token_ids), dtype=torch.int64)
+        known, numbers = torch.unique(torch.cat([context, wanted]), return_inverse=True)
+        said, numbers = numbers.split([context.numel(), wanted.numel()])
+        rows = self.rows(known).detach().to("cpu", self.hidden.dtype).double()
+        # The relevance of a prompt's word is read at it, that of a generated one where it is predicted.
+        answer = torch.arange(start - 1, start + step - 1)
+        places = torch.cat([self.layout.visual_positions, self.layout.prompt, answer]).split(_BLOCK)
+        states = (self.hidden[some.to(self.hidden.device)].to("cpu", torch.float64) for some in places)
+        scores = torch.cat([rows @ some.T for some in states], dim=1).clamp_min(0.0)
+        cells = self.layout.visual_positions.numel()
+        maps, highest = [], []
+        for number in numbers.tolist():
+            seen, read = scores[number, :cells], scores[number, cells:]
+            weights = torch.where(said == number, 0.0, read)  # a word is no reason for itself (Eq. 4)
+            explained = weights @ scores[said, :cells] / (weights.sum() + 1e-8)
+            power = explained @ explained
+            if power > 0:
+                seen = (seen - (seen @ explained) / power * explained).clamp_min(0.0)
+            highest.append(torch.cat([seen, read, seen.new_zeros(1)]).max())
+            maps.append(self._filtered(seen))
+        return torch.stack(maps), torch.stack(highest)
+
+    def _filtered(self, vector: Tensor) -> Tensor:
+        """Filter a map (N,) grid by grid."""
+        parts = vector.split([len(grid) for grid in self.layout.grids])
+        rasters = [part.reshape(grid.shape) for part, grid in zip(parts, self.layout.grids, strict=True)]
+        found = [rank_gaussian_filter(raster, self.kernel_size).flatten() for raster in rasters]
+        return torch.cat([vector[:0], *found])
 
 
 def keep(
@@ -128,7 +183,7 @@ class Rows:
         return self.rows[places]
 
 
-def one_token(token: int | str, known: Sequence[tuple[str, int]], tokenizer: Any) -> int:
+def one_token(token: int | str, known: Sequence[tuple[str, int]], tokenizer: Any, name: str = "token") -> int:
     """Find the id of a token that is named by its text.
 
     Parameters
@@ -138,6 +193,8 @@ def one_token(token: int | str, known: Sequence[tuple[str, int]], tokenizer: Any
     known : sequence of (piece, id)
         Pieces that are looked at first.
     tokenizer : transformers tokenizer, or None
+    name : str
+        Of the argument, for errors.
 
     Raises
     ------
@@ -147,20 +204,24 @@ def one_token(token: int | str, known: Sequence[tuple[str, int]], tokenizer: Any
         If it is neither a number nor a text.
     """
     if isinstance(token, str):
+        if not token:
+            raise ValueError(f"{name}: expected a text of one token, got {token!r}")
         for shown in (token, f" {token}"):
             for piece, number in known:
                 if piece == shown:
                     return number
         if tokenizer is None:
             names = ", ".join(dict.fromkeys(repr(piece) for piece, _ in known))
-            raise ValueError(f"token: expected a token of the answer or a candidate ({names}), or an id, got {token!r}")
+            raise ValueError(
+                f"{name}: expected a token of the answer or a candidate ({names}), or an id, got {token!r}"
+            )
         pieces: list[str] = []
         for shown in dict.fromkeys((f" {token.lstrip()}", token)):
             ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
             if len(ids) == 1:
                 return int(ids[0])
             pieces = [tokenizer.decode([number]) for number in ids]
-        raise ValueError(f"token: expected a text of one token, got {token!r}, which is {pieces}: name one of them")
+        raise ValueError(f"{name}: expected a text of one token, got {token!r}, which is {pieces}: name one of them")
     if isinstance(token, bool) or not hasattr(token, "__index__"):
-        raise TypeError(f"token: expected a token's id or its text, got {type(token).__name__}")
+        raise TypeError(f"{name}: expected a token's id or its text, got {type(token).__name__}")
     return int(token.__index__())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Candidate", "Word", "is_whole", "split_words"]
 
@@ -41,6 +42,10 @@ class Word:
         Its place in the answer: ``e.text[characters[0]:characters[1]] == text``.
     strength : float
         Its visual strength: the largest :attr:`Explanation.visual_strength` of its tokens.
+    grounding : float, optional
+        How visual it is, in [0, 1]: the highest :attr:`Explanation.grounding` score of its tokens.
+    value : object
+        What a field of the answer's JSON holds, where :meth:`Explanation.path` found it; else None.
     """
 
     text: str
@@ -48,6 +53,8 @@ class Word:
     stop: int
     characters: tuple[int, int]
     strength: float
+    grounding: float | None = None
+    value: Any = field(default=None, compare=False)
 
 
 # First and last code point of scripts that put no space between words: Thai and Lao, Myanmar, Khmer, kana, Han.
@@ -111,4 +118,5 @@ def split_words(text: str, token_starts: Sequence[int]) -> list[tuple[int, int]]
             begin = place
     if begin is not None:
         words.append((begin, len(text)))
-    return words
+    # Joiners alone, as between emoji, are none.
+    return [(start, end) for start, end in words if text[start:end].strip("\u200c\u200d")]

@@ -11,7 +11,7 @@ import torch
 from explanations import make_explanation
 from PIL import Image
 
-from tam_fast.explanation import Peak, Word
+from tam_fast.explanation import Contrast, Explanation, Frames, Peak, Word
 
 
 def test_word_map_is_the_maximum_of_its_tokens() -> None:
@@ -122,6 +122,17 @@ def test_repr_is_short() -> None:
         ({"images": [Image.new("RGB", (1, 1))] * 2}, ValueError, r"images: expected 1, .* got 2"),
         ({"images": ["photo.jpg"]}, TypeError, r"images: expected PIL images, got str"),
         ({"tokens": ["x"]}, ValueError, r"tokens: expected one for each of 13 maps, got 1"),
+        ({"steps": [0]}, ValueError, r"steps: expected one for each of 13 maps, got 1"),
+        ({"steps": [0, *range(12)]}, ValueError, r"steps: expected ascending places from 0 on, got \[0, 0"),
+        ({"steps": [-1, *range(12)]}, ValueError, r"steps: expected ascending places"),
+        ({"steps": [*range(12), 13]}, ValueError, r"context_tokens: expected 3 of the prompt and 13 of .*, got 15"),
+        ({"steps": [*range(12), 12.0]}, TypeError, r"steps: expected a list of whole numbers"),
+        ({"steps": range(13)}, TypeError, r"steps: expected a list of whole numbers"),
+        ({"videos": [Frames([Image.new("RGB", (1, 1))])]}, ValueError, r"videos: expected 0, .* got 1"),
+        ({"thinking": 3}, TypeError, r"thinking: expected a text, got int"),
+        ({"contrast": Contrast(torch.zeros(2), torch.zeros(2))}, ValueError, r"contrast: expected one for each of 13"),
+        ({"messages": {}}, TypeError, r"messages: expected a list of them, got dict"),
+        ({"messages": [{"content": []}]}, ValueError, r"messages: expected objects with a role"),
     ],
 )
 def test_fields_must_agree(fields: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -137,3 +148,19 @@ def test_maps_must_fit_their_layout() -> None:
 def test_images_become_rgb() -> None:
     e = make_explanation(images=[Image.new("L", (8, 8), 7)])
     assert e.images[0].mode == "RGB"
+
+
+def test_videos_must_fit_the_grids(film: Explanation) -> None:
+    with pytest.raises(ValueError, match=r"^videos: expected 1, .* got 2"):
+        dataclasses.replace(film, videos=film.videos * 2)
+    with pytest.raises(TypeError, match=r"^videos: expected Frames, got str"):
+        dataclasses.replace(film, videos=["a.mp4"])  # type: ignore[list-item]
+
+
+def test_grounding_is_that_of_the_maps(film: Explanation) -> None:
+    assert film.grounding is film.grounding
+    assert film.grounding.score.shape == (6,)
+    assert film.grounding.gain is not None
+    assert film.grounding.gain.tolist() == [2.0] * 6
+    assert film.words[1].grounding == float(film.grounding.word(1, 2).score)
+    assert make_explanation().grounding.gain is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tam_fast.explanation import Candidate, Explanation, load
+from tam_fast.explanation import Candidate, Explanation, Frames, load
 from tam_fast.explanation.checks import check_values
 from tam_fast.maps.answer import activation_maps
 from tam_fast.maps.tokens import Compat
@@ -337,6 +338,100 @@ def test_maps_of_every_kind_are_within_the_ranges(tmp_path: Path, compat: Compat
         e.token_ids = e.maps.target_ids.tolist()
         e.save(tmp_path / "e")
         assert_same(load(tmp_path / "e"), e)
+
+
+def test_what_was_asked_is_kept(film: Explanation, tmp_path: Path) -> None:
+    for changes in (
+        {},
+        {"videos": [Frames(film.videos[0].frames)], "thinking": "", "messages": []},
+        {"contrast": None},
+    ):
+        e = dataclasses.replace(film, **changes)  # type: ignore[arg-type]
+        e.save(tmp_path / "e")
+        again = load(tmp_path / "e")
+        assert_same(again, e)
+        for name in ("steps", "thinking", "messages"):
+            assert getattr(again, name) == getattr(e, name)
+        for one, two in zip(again.videos, e.videos, strict=True):
+            assert one.times == two.times
+            assert [f.tobytes() for f in one.frames] == [f.tobytes() for f in two.frames]
+        assert (again.contrast is None) == (e.contrast is None)
+        if again.contrast is not None and e.contrast is not None:
+            assert torch.equal(again.contrast.with_images, e.contrast.with_images)
+            assert torch.equal(again.contrast.without_images, e.contrast.without_images)
+
+
+def test_a_text_without_images_is_kept(text_only: Explanation, tmp_path: Path) -> None:
+    text_only.save(tmp_path / "e")
+    assert_same(load(tmp_path / "e"), text_only)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_put("steps", [3, 4, 6, 7, 8]), "steps: expected one for each of 6 maps, got 5"),
+        (_put("steps", [3, 4, 6, 7, 8, 8]), "steps: expected ascending places"),
+        (_put("steps", [3, 4, 6, 7, 8, 10**30]), "context_tokens: expected 2 of the prompt"),
+        (_put("steps", [3, 4, 6, 7, 8, True]), "steps: expected int, got bool"),
+        (_put("steps", {}), "steps: expected list, got dict"),
+        (_drop("steps"), "context_tokens: expected 2 of the prompt and 5 of"),
+        (_put("thinking", ["x"]), "thinking: expected a text, got list"),
+        (_put("messages", "x"), "messages: expected a list of them, got str"),
+        (_put("messages", [{"role": 3}]), "messages: expected objects with a role"),
+        (_put("videos", [{"frames": 4}]), "videos: expected as many frames as video arrays, which are 5"),
+        (_put("videos", [{"frames": 10**30}]), "videos: expected as many frames as video arrays"),
+        (_put("videos", [{"frames": -1}, {"frames": 6}]), "videos: expected as many frames as video arrays"),
+        (_put("videos", [{"frames": 2}, {"frames": 3}]), "expected the array 'video.0.2|video.1.0'"),
+        (_put("videos", [{"frames": "5"}]), "frames: expected int, got str"),
+        (_put("videos", [{"frames": 5, "times": [0.0]}]), "videos: times: expected one for each of 5 frames, got 1"),
+        (_put("videos", [{"frames": 5, "times": [0, 1, 2, 3, "4"]}]), "videos: times: expected a finite number"),
+        (_put("videos", [{"frames": 5, "times": [4, 3, 2, 1, 0]}]), "videos: times: expected finite seconds in asc"),
+        (_put("videos", 5), "videos: expected list, got int"),
+        (_drop("videos"), "videos: expected as many frames as video arrays, which are 5"),
+    ],
+)
+def test_what_was_asked_that_does_not_fit(
+    film: Explanation, tmp_path: Path, change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    _, path = film.save(tmp_path / "e")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=reason):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"contrast.with_images": None}, "contrast: expected both its arrays, got without_images alone"),
+        ({"contrast.with_images": torch.zeros(5)}, "contrast: without_images: expected 5"),
+        ({"contrast.with_images": torch.ones(6)}, "contrast: with_images: expected finite logarithms"),
+        ({"contrast.with_images": torch.zeros(6, dtype=torch.int64)}, "contrast: with_images: expected"),
+        ({"video.0.1": torch.zeros(9)}, "expected the array 'video.0.1' to be a vector of bytes"),
+        ({"video.0.1": torch.zeros(9, dtype=torch.uint8)}, "expected the array 'video.0.1' to be a PNG image"),
+        (
+            {"video.0.9": torch.zeros(9, dtype=torch.uint8)},
+            "videos: expected as many frames as video arrays, which are 6",
+        ),
+    ],
+)
+def test_arrays_of_what_was_asked_that_do_not_fit(
+    film: Explanation, tmp_path: Path, change: dict[str, torch.Tensor | None], reason: str
+) -> None:
+    arrays_path, json_path = film.save(tmp_path / "e")
+    tensors: dict[str, Any] = safetensors.torch.load(arrays_path.read_bytes())
+    tensors.update(change)
+    _forge(arrays_path, json_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    with pytest.raises(ValueError, match=reason):
+        load(arrays_path)
+
+
+def test_messages_that_json_would_change_are_not_saved(film: Explanation, tmp_path: Path) -> None:
+    for content in (Image.new("RGB", (1, 1)), ("a",), {1: 2}, math.nan):
+        e = dataclasses.replace(film, messages=[{"role": "user", "content": content}])
+        with pytest.raises(ValueError, match=r"^messages: expected what JSON can hold"):
+            e.save(tmp_path / "e")
 
 
 def _forge(arrays_path: Path, json_path: Path, tensors: dict[str, torch.Tensor]) -> None:
