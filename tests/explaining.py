@@ -66,8 +66,9 @@ def check_explanations(built: Built, sizes: list[tuple[int, int]], tokens: int =
     given = explainer.explain(images, PROMPT, answer=e.token_ids)
     assert given.source == "given"
     from tam_fast.explain.job import Job
+    from tam_fast.models.chat import read_chat
 
-    job = Job(model, processor, explainer._head(), images, PROMPT, prompt, 3)
+    job = Job(model, processor, explainer._head(), read_chat(images, PROMPT), prompt, 3)
     states, logits = head_states(model, job.model_inputs(e.token_ids[:-1]))
     ids = torch.cat([prompt.input_ids, torch.tensor(e.token_ids)])
     expected = oracle.activation_maps(

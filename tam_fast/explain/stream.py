@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tam_fast.explain.generation import end_ids
+from tam_fast.explain.answers import end_ids
 from tam_fast.explain.job import CANDIDATES, Job, Writer
 from tam_fast.explain.threads import Ambience, Channel, TokenStreamer
 from tam_fast.explanation import Candidate, Explanation
@@ -234,6 +234,8 @@ class _Mapper:
         recording = self._channel.recording
         if recording is None:
             why = "no step of the model was seen"
+        elif len(recording) < (count := len(self._made) + len(self._waiting)):
+            why = recording.trouble or f"{len(recording)} steps of {count} were seen"
         elif not recording.was_fed(token_ids):
             why = "its steps were given other tokens than the answer's"
         else:
@@ -399,7 +401,13 @@ def _generating(job: Job, arguments: dict[str, Any], ambience: Ambience) -> Call
             stack.enter_context(torch.no_grad())
             stack.enter_context(uncompiled(job.model, always=arguments.get("generation_config") is not None))
             recorder = record(
-                job.model, job.head, CANDIDATES, into=channel.candidates, on_states=channel.rows.append, keep=False
+                job.model,
+                job.head,
+                CANDIDATES,
+                into=channel.candidates,
+                on_states=channel.rows.append,
+                keep=False,
+                prompt_length=job.prompt.layout.answer_start,
             )
             channel.recording = stack.enter_context(recorder)
             job.model.generate(**job.model_inputs(), **arguments, streamer=TokenStreamer(channel))

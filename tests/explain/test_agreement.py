@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import tam_fast
 from tam_fast import Explainer, ModelNotSupportedError
 from tam_fast.explain.job import Job
+from tam_fast.models.chat import read_chat
 from tam_fast.models.inputs import prepare_inputs
 
 
@@ -103,9 +104,7 @@ def test_a_model_that_mixes_two_passes_itself_is_refused_or_passed_over(made):
 
     model.__class__ = Guided
     explainer = Explainer(model, processor)
-    with pytest.raises(
-        ModelNotSupportedError, match=r"got 2 from Guided.*while it generated: expected 1 new state a step"
-    ):
+    with pytest.raises(ModelNotSupportedError, match=r"got 2 from Guided.*while it generated: 0 steps of 8 were seen"):
         explainer.explain(picture(), PROMPT, **GREEDY)
     stream = explainer.stream(picture(), PROMPT, **GREEDY)
     with pytest.raises(ModelNotSupportedError, match=r"Explainer.explain\(\) takes the states"):
@@ -174,7 +173,8 @@ def test_candidates_of_a_given_answer_have_the_models_own_probabilities(made, fa
     explainer = Explainer(model, processor)
     e = explainer.explain(picture(), PROMPT, answer=answer)
     prompt = prepare_inputs(model, processor, [picture()], PROMPT)
-    inputs = Job(model, processor, explainer._head(), [picture()], PROMPT, prompt, 3).model_inputs(answer[:-1])
+    chat = read_chat([picture()], PROMPT)
+    inputs = Job(model, processor, explainer._head(), chat, prompt, 3).model_inputs(answer[:-1])
     with torch.no_grad():
         logits = model(**inputs).logits[0, prompt.layout.answer_start - 1 :]
     assert len(logits) == len(answer)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from conftest_models import PROMPT, hooks, picture
+from conftest_models import PROMPT, hooks, picture, qwen_processor
 from explainers import GREEDY, SAME_MODEL, STEPS, assert_same
 
-from tam_fast.explain.generation import answer_ids
+from tam_fast import Explainer
+from tam_fast.explain.answers import answer_ids
 from tam_fast.models.text import TextDecoder, special_token_ids
 from tam_fast.models.typed import control_tokens
 
@@ -109,17 +112,12 @@ def test_answer_of_nothing_but_the_end_mark_is_refused(qwen, ends):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_beams": 3}, "num_beams = 1 .*got 3"),
-        ({"num_beams": 0}, "num_beams = 1 .*got 0"),
+        ({"num_beams": 0}, "num_beams of at least 1, got 0"),
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences = 1"),
         ({"num_return_sequences": 0}, "num_return_sequences = 1"),
-        ({"assistant_model": object()}, "assisted"),
-        ({"prompt_lookup_num_tokens": 3}, "assisted"),
-        ({"assistant_early_exit": 1}, "assisted"),
         ({"streamer": object()}, r"Explainer.stream"),
         ({"input_ids": torch.zeros(1, 2)}, "made of images and prompt"),
         ({"output_attentions": True}, "output_attentions"),
-        ({"prefill_chunk_size": 4}, "one piece"),
         ({"no_such_argument": 1}, "no_such_argument"),
     ],
 )
@@ -139,8 +137,8 @@ def test_a_generation_configuration_is_an_object(qwen):
 def test_generation_configuration_is_heeded(qwen):
     configuration = qwen.model.generation_config.__class__(max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert len(qwen.explain(picture(), PROMPT, generation_config=configuration)) == 2
-    configuration.num_beams = 2
-    with pytest.raises(ValueError, match="num_beams"):
+    configuration.num_return_sequences = 2
+    with pytest.raises(ValueError, match="num_return_sequences"):
         qwen.explain(picture(), PROMPT, generation_config=configuration)
     assert len(qwen.explain(picture(), PROMPT, max_length=60, do_sample=False)) >= 1
 
@@ -231,3 +229,81 @@ def test_control_tokens_are_obeyed_if_they_are_meant(qwen):
     for ask in (qwen.explain, qwen.stream):
         with pytest.raises(ValueError, match="special_tokens: expected 'text' or 'obey', got 'both'"):
             ask(picture(), PROMPT, special_tokens="both")
+
+
+def test_an_answer_that_its_tokens_do_not_spell_is_refused(qwen):
+    from tokenizers import normalizers
+
+    processor = copy.deepcopy(qwen_processor())
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lowercasing = Explainer(qwen.model, processor)
+    with pytest.raises(
+        ValueError, match=r"answer: expected a text that .* spells, got 'A Dog', whose tokens read 'a dog'"
+    ):
+        lowercasing.explain(picture(), PROMPT, answer="A Dog")
+    assert lowercasing.explain(picture(), PROMPT, answer="a dog").text == "a dog"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3},
+        {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=str,
+)
+def test_what_writes_several_positions_at_a_time_is_passed_over_once_more(qwen, settings):
+    arguments = {"max_new_tokens": STEPS, "do_sample": False, **settings}
+    e = qwen.explain(picture(), PROMPT, **arguments)
+    job = qwen._prepare(picture(), PROMPT, 3)
+    with torch.no_grad():
+        expected = qwen.model.generate(**job.model_inputs(), **arguments)
+    assert e.source == "teacher_forced"
+    assert e.token_ids == expected[0, job.prompt.layout.answer_start :].tolist()[: len(e)]
+    assert_same(e, qwen.explain(picture(), PROMPT, answer=e.token_ids))
+    with pytest.raises(ValueError, match=r"generate_kwargs: expected no \w+: .*: use explain\(\)"):
+        qwen.stream(picture(), PROMPT, **arguments)
+    assert hooks(qwen.model) == 0
+
+
+def test_an_assistant_models_answer_is_passed_over_once_more(qwen):
+    e = qwen.explain(picture(), PROMPT, assistant_model=qwen.model, **GREEDY)
+    assert e.source == "teacher_forced"
+    assert e.token_ids == qwen.explain(picture(), PROMPT, **GREEDY).token_ids
+
+
+def test_a_prompt_that_is_processed_in_chunks_is_put_together(qwen):
+    plain = qwen.explain(None, PROMPT, **GREEDY)
+    e = qwen.explain(None, PROMPT, prefill_chunk_size=4, **GREEDY)
+    assert e.source == "generated"
+    assert_same(e, plain, **SAME_MODEL)
+    stream = qwen.stream(None, PROMPT, prefill_chunk_size=4, **GREEDY)
+    assert len(list(stream)) == STEPS
+    assert_same(stream.explanation, e)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cache_implementation": "static"},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+        {"do_sample": True, "temperature": 2.0, "top_p": 0.9, "min_p": 0.01},
+        {"bad_words_ids": [[3]], "suppress_tokens": [5], "min_new_tokens": STEPS},
+    ],
+    ids=str,
+)
+def test_generations_own_steps_are_taken_whatever_chooses_the_tokens(qwen, settings):
+    torch.manual_seed(0)
+    e = qwen.explain(picture(), PROMPT, **{**GREEDY, **settings})
+    assert e.source == "generated"
+    assert_same(qwen.explain(picture(), PROMPT, answer=e.token_ids), e, **SAME_MODEL)
+
+
+def test_stop_strings_end_an_answer(qwen):
+    whole = qwen.explain(picture(), PROMPT, **GREEDY)
+    stop = whole.tokens[2]
+    e = qwen.explain(picture(), PROMPT, stop_strings=[stop], tokenizer=qwen.processor.tokenizer, **GREEDY)
+    assert e.source == "generated"
+    assert e.token_ids == whole.token_ids[: len(e)]
+    assert len(e) <= 3

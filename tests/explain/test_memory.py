@@ -117,14 +117,15 @@ def test_no_other_layers_states_are_kept(qwen, watched, monkeypatch, answer):
     made, handles = layer_states(qwen.model)
     alive = []
 
-    def look(hidden, *args, **kwargs):
+    def look(states, *args, **kwargs):
+        (hidden,) = states
         alive.extend(length for length, tensor, storage in made if tensor() is not None or not storage.expired())
         assert hidden.untyped_storage().nbytes() <= (hidden.shape[0] + 1) * hidden.shape[1] * 4
-        return activation_maps(hidden, *args, **kwargs)
+        return activation_maps(states, *args, **kwargs)
 
     monkeypatch.setattr("tam_fast.explain.job.activation_maps", look)
     try:
-        qwen.explain(image, PROMPT, answer, **({} if answer else GREEDY))
+        qwen.explain(image, PROMPT, answer=answer, **({} if answer else GREEDY))
     finally:
         for handle in handles:
             handle.remove()

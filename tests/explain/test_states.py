@@ -10,6 +10,7 @@ from conftest_models import PROMPT, picture
 import tam_fast
 from tam_fast.explain.job import Job
 from tam_fast.explain.states import explain_states
+from tam_fast.models.chat import read_chat
 from tam_fast.models.inputs import prepare_inputs
 
 
@@ -24,7 +25,7 @@ def asked(qwen):
     seen = {}
     norm = model.model.language_model.norm
     handle = norm.register_forward_hook(lambda _m, given, made: seen.update(raw=given[0][0], normed=made[0]))
-    inputs = Job(model, processor, None, images, PROMPT, prompt, 3).model_inputs(e.token_ids[:-1])
+    inputs = Job(model, processor, None, read_chat(images, PROMPT), prompt, 3).model_inputs(e.token_ids[:-1])
     with torch.no_grad():
         model(**inputs)
     handle.remove()
