@@ -76,10 +76,10 @@ def build(output: Path) -> int:
     )
     tokenizer.decoder = decoders.ByteLevel()
     words = scene_words()
-    # Capitalised words open a sentence, role names follow a special token: neither has a space before it.
+    # Capitalised words may open a text, role names follow a special token: neither then has a space before it.
     bare = [word for word in words if word[0].isupper() or word in ("system", "user", "assistant")]
-    spaced = [f" {word}" for word in words if word not in bare or word == "assistant"]
-    # More merges than there can be: training stops by itself once every word is one token (about 450 tokens).
+    spaced = [f" {word}" for word in words]
+    # More merges than there can be: training stops by itself once every word is one token (about 600 tokens).
     trainer = trainers.BpeTrainer(
         vocab_size=2000,
         min_frequency=1,

@@ -1,10 +1,15 @@
 """Figures of the embedded model on fresh scenes: ``python -m tam_fast.demo.evaluate [--scenes 300] [--json FILE]``.
 
-Every scene is captioned greedily ("Describe this image."), and all answer tokens are explained in four ways: CAM (raw
-maps: kernel 1, no causal inference), ECI only (kernel 1), filter only (no causal inference) and full TAM.
+Of every kind of question (:data:`tam_fast.demo.kinds.KINDS`) that the weights have learned so many cases are drawn and
+answered greedily, and all answer tokens are explained in four ways: CAM (raw maps: kernel 1, no causal inference), ECI
+only (kernel 1), filter only (no causal inference) and full TAM. What was not learned is said, not measured.
 
 Definitions
 -----------
+right
+    An answer counts when it equals the one that follows from the scene, word for word.
+second turns
+    The first question is answered by the model itself; only the second answer counts.
 precision
     A caption counts when every object it names exists: colour and shape right, and no more of a kind than there are.
 coverage
@@ -12,32 +17,33 @@ coverage
 exact
     Both at once, nothing named twice.
 object word
-    A noun of the caption ("circle", "stars"). Its mask is the visible part of all objects of that shape, as a category
-    mask is for a noun of a photograph's caption; a noun that names what is not there has no mask and no IoU.
+    A noun of the answer ("circle", "stars"). Its mask is the visible part of all objects of that shape, as a category
+    mask is for a noun of a photograph's caption; a noun that names what is not there has no mask and no IoU. In answers
+    about two images only those in the image that the answer speaks of count; in videos a cell of two frames.
 peak
     An object word counts when the highest cell of its map is at least half covered by an object of the word's shape
     ("shape"), or by one of the very objects that the phrase names, colour included ("object"); the nouns of objects
-    that are not there count as misses.
+    that are not there count as misses, but for those of questions ("there is no star").
 Obj-IoU
     The map is binarised on the grid by Otsu's threshold of its 256 levels; intersection over union with the mask, every
     cell standing for its square of pixels.
 Func-IoU
     A function word ("a", "and", ",") has no object: every cell ought to stay dark. Its map is binarised at the mean
-    Otsu threshold of the same caption's object words; the figure is the share of dark cells.
+    Otsu threshold of the same answer's object words; the figure is the share of dark cells.
 F1-IoU
     Harmonic mean of the mean Obj-IoU and the mean Func-IoU.
 ceiling
     The best Obj-IoU that any choice of whole cells can reach on the same masks.
 
-Intervals are 95 % percentile intervals of a bootstrap over scenes.
+Intervals are 95 % percentile intervals of a bootstrap over scenes. ``--development`` draws from another seed and shows
+the raw maps alone: their density is settled there, before anything is known of causal inference.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,140 +53,187 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tam_fast.demo import scenes as sc
-from tam_fast.maps.answer import activation_maps
+from tam_fast.demo import ASSETS
+from tam_fast.demo.asking import ask
+from tam_fast.demo.figures import FUNCTION_WORDS, METHODS, Figure, Report, Tallies, measure_maps
+from tam_fast.demo.kinds import KINDS, Case, judge, judge_caption
 from tam_fast.maps.layout import Layout
-from tam_fast.maps.metrics import iou, iou_ceiling, otsu_threshold
 from tam_fast.models.capture import capture
 from tam_fast.models.inputs import prepare_inputs
 
-__all__ = ["METHODS", "Report", "evaluate", "main", "otsu_threshold"]
+__all__ = [
+    "DEFAULT_SEED",
+    "DEVELOPMENT_SEED",
+    "FUNCTION_WORDS",
+    "METHODS",
+    "Evaluation",
+    "Part",
+    "Report",
+    "evaluate",
+    "judge_caption",
+    "main",
+]
 
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "CAM": {"kernel_size": 1, "interference": False},
-    "ECI only": {"kernel_size": 1, "interference": True},
-    "filter only": {"kernel_size": 3, "interference": False},
-    "full TAM": {"kernel_size": 3, "interference": True},
-}
-FUNCTION_WORDS = frozenset({"a", "an", "and", "the", "is", "are", ",", "."})
 DEFAULT_SEED = 2_026
-_SHAPE_OF = {**{shape: shape for shape in sc.SHAPES}, **{plural: shape for shape, plural in sc.PLURALS.items()}}
+DEVELOPMENT_SEED = 555
+_TRIES = 60
+_NOTHING_LEARNED = "its words are not in the tokenizer"
 
 
 @dataclass
-class _Tally:
-    """Sums and counts of one figure, one pair a scene."""
+class Part:
+    """Figures of one kind: ``figures[name]`` is (value, lower, upper); ``answers`` (question, reference, generated)."""
 
-    sums: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    title: str
+    scenes: int
+    object_words: int
+    function_words: int
+    figures: dict[str, Figure]
+    answers: list[tuple[str, str, str]]
 
-    def add(self, values: list[float]) -> None:
-        self.sums.append(float(sum(values)))
-        self.counts.append(len(values))
-
-    def mean(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """Pooled mean; with ``rows`` (B, n) one for every resample of the scenes."""
-        sums, counts = np.asarray(self.sums), np.asarray(self.counts, dtype=np.float64)
-        if rows is None:
-            rows = np.arange(len(sums))[None]
-        return np.asarray(sums[rows].sum(axis=1) / np.maximum(counts[rows].sum(axis=1), 1.0))
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for :func:`json.dump`."""
+        return {
+            "title": self.title,
+            "scenes": self.scenes,
+            "object words": self.object_words,
+            "function words": self.function_words,
+            "figures": {name: {"value": v, "low": a, "high": b} for name, (v, a, b) in self.figures.items()},
+            "answers": [dict(zip(("question", "reference", "generated"), row, strict=True)) for row in self.answers],
+        }
 
 
 @dataclass
-class Report:
-    """Result of :func:`evaluate`: ``figures[name]`` is (value, lower, upper), ``settings`` says how they were made."""
+class Evaluation:
+    """Result of :func:`evaluate`: a part for every kind, what was not learned and why, and how all was made."""
 
     settings: dict[str, Any]
-    figures: dict[str, tuple[float, float, float]]
-    captions: list[tuple[str, str]]
+    parts: dict[str, Part] = field(default_factory=dict)
+    unlearned: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for :func:`json.dump`."""
         return {
             "settings": self.settings,
-            "figures": {name: {"value": v, "low": a, "high": b} for name, (v, a, b) in self.figures.items()},
-            "captions": [{"reference": reference, "generated": text} for reference, text in self.captions],
+            "kinds": {name: part.as_json() for name, part in self.parts.items()},
+            "unlearned": self.unlearned,
         }
-
-
-def judge_caption(scene: sc.Scene, text: str) -> tuple[bool, bool, bool]:
-    """(precise, complete, exact) of a caption, as the module's docstring defines them."""
-    there = {(group.colour, group.shape): group.count for group in scene.groups}
-    named: Counter[tuple[str, str]] = Counter()
-    stated: dict[tuple[str, str], list[int]] = {}
-    for count, colour, shape in sc.parse_caption(text):
-        named[colour, shape] += 1
-        stated.setdefault((colour, shape), []).append(count)
-    precise = bool(named) and all(max(stated[kind]) <= there.get(kind, 0) for kind in named)
-    complete = all(count in (max(stated.get(kind, [0])), sum(stated.get(kind, [0]))) for kind, count in there.items())
-    return precise, complete, precise and complete and set(named.values()) == {1}
 
 
 def evaluate(
     scenes: int = 300,
     seed: int = DEFAULT_SEED,
     path: str | Path | None = None,
+    kinds: Sequence[str] | None = None,
+    methods: Sequence[str] = tuple(METHODS),
     resamples: int = 2000,
-    progress: Callable[[int], None] | None = None,
-) -> Report:
-    """Caption and explain fresh scenes with the embedded model.
+    progress: Callable[[str, int], None] | None = None,
+) -> Evaluation:
+    """Ask the embedded model about fresh scenes, and explain its answers.
 
     Parameters
     ----------
     scenes : int
-        How many scenes, at least 1.
+        How many cases of each kind, at least 1.
     seed : int
-        Scene i is ``make_scene(numpy.random.default_rng([seed, i]))``; training and validation use other streams.
+        Of captions, scene i is ``make_scene(numpy.random.default_rng([seed, i]))``; every other kind has streams of its
+        own, and training and validation others.
     path : str or Path, optional
         A model folder other than the shipped one.
+    kinds : sequence of str, optional
+        Names among :data:`tam_fast.demo.kinds.KINDS`; by default all.
+    methods : sequence of str
+        Names among :data:`METHODS`.
     resamples : int
         Bootstrap resamples.
     progress : callable, optional
-        Called with the number of finished scenes.
+        Called with the kind and the number of its finished cases.
+
+    Raises
+    ------
+    ValueError
+        If ``scenes`` is below 1, or a kind or method is unknown.
     """
     if scenes < 1:
         raise ValueError(f"scenes: expected at least 1, got {scenes}")
+    names = list(KINDS) if kinds is None else list(kinds)
+    for argument, given, known in (("kinds", names, KINDS), ("methods", methods, METHODS)):
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise ValueError(f"{argument}: expected names among {', '.join(known)}, got {', '.join(unknown)}")
     from tam_fast.demo import load_demo
 
     model, processor = load_demo(path)
-    names = ["precision", "coverage", "exact", "ceiling"]
-    for method in METHODS:
-        names += [f"{method}: {kind}" for kind in ("peak, shape", "peak, object", "Obj-IoU", "Func-IoU")]
-    tallies = {name: _Tally() for name in names}
-    captions: list[tuple[str, str]] = []
-    for index in range(scenes):
-        scene = sc.make_scene(np.random.default_rng([seed, index]))
-        text = _one_scene(model, processor, scene, tallies)
-        captions.append((sc.caption(scene), text))
+    learned = _learned(Path(path) if path is not None else ASSETS)
+    settings = {"scenes": scenes, "seed": seed, "resamples": resamples, "methods": list(methods)}
+    report = Evaluation(settings)
+    for name in names:
+        if KINDS[name].needs not in learned:
+            report.unlearned[name] = "not part of its training"
+            continue
+        cases = [_draw(name, seed, index, processor.tokenizer) for index in range(scenes)]
+        found = [case for case in cases if case is not None]
+        if not found:
+            report.unlearned[name] = _NOTHING_LEARNED
+            continue
+        report.parts[name] = _one_kind(model, processor, name, found, methods, (seed, resamples), progress)
+    return report
+
+
+def _learned(folder: Path) -> frozenset[str]:
+    """Kinds of pictures that the weights were trained on: "image", "pair", "film"."""
+    record = folder / "training.json"
+    if not record.is_file():
+        return frozenset({"image"})
+    return frozenset(json.loads(record.read_text(encoding="utf-8"))["learned"])
+
+
+def _draw(name: str, seed: int, index: int, tokenizer: Any) -> Case | None:
+    """Draw case `index` of a kind, one whose question is made of words that the tokenizer has; None if none comes."""
+    rng = np.random.default_rng([seed, index] if name == "captions" else [seed, list(KINDS).index(name), index])
+    for _ in range(_TRIES):
+        case = KINDS[name].draw(rng)
+        if case is not None and all(_known(turn.question, tokenizer) for turn in (case.first, case.turn) if turn):
+            return case
+    return None
+
+
+def _known(question: str, tokenizer: Any) -> bool:
+    """Whether every word of a question is one token."""
+    words = question.replace(",", " ,").replace("?", " ?").replace(".", " .").split()
+    return len(tokenizer(question).input_ids) == len(words)
+
+
+def _one_kind(
+    model: Any,
+    processor: Any,
+    name: str,
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    bootstrap: tuple[int, int],
+    progress: Callable[[str, int], None] | None,
+) -> Part:
+    """Ask all cases of a kind."""
+    tallies = Tallies()
+    answers: list[tuple[str, str, str]] = []
+    classifier = model.get_output_embeddings().weight.detach()
+    for index, case in enumerate(cases):
+        tallies.next_scene()
+        before: tuple[tuple[str, str], ...] = ()
+        if case.first is not None:
+            said = ask(model, processor, case.first.question, case.images, case.film).text
+            before = ((case.first.question, said),)
+        answer = ask(model, processor, case.turn.question, case.images, case.film, before)
+        for figure, value in judge(name, case, answer.text).items():
+            tallies.add(figure, [value])
+        cover, absent = case.cover(answer.words), name in ("captions", "flat")
+        states, words = (answer.hidden, classifier, answer.ids, answer.layout), answer.words
+        measure_maps(tallies, *states, words, cover, methods, absent)
+        answers.append((case.turn.question, case.turn.answer, answer.text))
         if progress is not None:
-            progress(index + 1)
-    rows = np.random.default_rng(seed).integers(0, scenes, (resamples, scenes))
-    figures: dict[str, tuple[float, float, float]] = {}
-
-    def note(name: str, value: float, draws: NDArray[np.float64]) -> None:
-        low, high = (float(v) for v in np.percentile(draws, [2.5, 97.5]))
-        figures[name] = (float(value), low, high)
-
-    for name, tally in tallies.items():
-        note(name, float(tally.mean()[0]), tally.mean(rows))
-    for method in METHODS:
-        pair = [tallies[f"{method}: {kind}"] for kind in ("Obj-IoU", "Func-IoU")]
-        whole = [tally.mean() for tally in pair]
-        draws = [tally.mean(rows) for tally in pair]
-        note(f"{method}: F1-IoU", float(_harmonic(*whole)[0]), _harmonic(*draws))
-    settings = {
-        "scenes": scenes,
-        "seed": seed,
-        "prompt": sc.DESCRIBE,
-        "resamples": resamples,
-        "object words": sum(tallies["CAM: peak, shape"].counts),
-        "function words": sum(tallies["CAM: Func-IoU"].counts),
-    }
-    return Report(settings, figures, captions)
-
-
-def _harmonic(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(2 * a * b / np.maximum(a + b, 1e-12))
+            progress(name, index + 1)
+    nouns, function = (tallies.count(f"{methods[0]}: {figure}") for figure in ("peak, shape", "Func-IoU"))
+    return Part(KINDS[name].title, len(cases), nouns, function, tallies.figures(*bootstrap), answers)
 
 
 @torch.no_grad()
@@ -196,89 +249,79 @@ def _answer(
     return states.hidden[: len(ids) - 1], ids.tolist(), inputs.layout
 
 
-def _one_scene(model: Any, processor: Any, scene: sc.Scene, tallies: dict[str, _Tally]) -> str:
-    """Caption and explain one scene; adds to the tallies and returns the caption."""
-    picture = sc.render(scene)
-    hidden, ids, layout = _answer(model, processor, picture, sc.DESCRIBE)
-    words = [processor.tokenizer.decode([token]).strip() for token in ids[layout.answer_start :]]
-    text = str(processor.tokenizer.decode(ids[layout.answer_start :]))
-    for name, value in zip(("precision", "coverage", "exact"), judge_caption(scene, text), strict=True):
-        tallies[name].add([float(value)])
-    height, width = layout.grids[0].shape
-    pixels = sc.masks(scene, picture.shape[0])
-    blocks = pixels.reshape(len(pixels), height, picture.shape[0] // height, width, -1)
-    cells = blocks.mean(axis=(2, 4), dtype=np.float32)
-    nouns = [index for index, word in enumerate(words) if word in _SHAPE_OF]
-    function = [index for index, word in enumerate(words) if word.lower() in FUNCTION_WORDS]
-    shown: dict[int, NDArray[np.float32]] = {}
-    exactly: dict[int, NDArray[np.float32]] = {}
-    for index in nouns:
-        shape, before = _SHAPE_OF[words[index]], words[index - 1] if index else ""
-        fits = [i for i, item in enumerate(scene.objects) if item.shape == shape]
-        shown[index] = cells[fits].sum(axis=0)
-        exactly[index] = cells[[i for i in fits if scene.objects[i].colour == before]].sum(axis=0)
-    present = [index for index in nouns if shown[index].any()]
-    tallies["ceiling"].add([iou_ceiling(shown[index]) for index in present])
-    classifier = model.get_output_embeddings().weight.detach()
-    for method, options in METHODS.items():
-        maps = activation_maps(hidden, classifier, ids, layout, **options).maps.numpy()
-        levels = np.floor(255.0 * maps).astype(np.uint8).reshape(-1, height, width)
-        thresholds = {index: otsu_threshold(levels[index]) for index in nouns}
-        for kind, covered in (("shape", shown), ("object", exactly)):
-            hits = [bool(maps[i].max() > 0 and covered[i].ravel()[maps[i].argmax()] >= 0.5) for i in nouns]
-            tallies[f"{method}: peak, {kind}"].add([float(hit) for hit in hits])
-        tallies[f"{method}: Obj-IoU"].add([iou(levels[i] > thresholds[i], shown[i]) for i in present])
-        middle = np.mean(list(thresholds.values())) if thresholds else 0.0
-        dark = [float((levels[i] <= middle).mean()) for i in function] if nouns else []
-        tallies[f"{method}: Func-IoU"].add(dark)
-    return text
+_MAPS = ("peak, shape", "peak, object", "Obj-IoU", "Func-IoU", "F1-IoU")
 
 
-def _print(report: Report) -> None:
+def _cell(figures: Mapping[str, Figure], name: str) -> str:
+    if name not in figures:
+        return "-"
+    value, low, high = figures[name]
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _print(report: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def cell(name: str) -> str:
-        value, low, high = report.figures[name]
-        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
     console = Console()
     settings = report.settings
-    captions = Table(title=f"Captions of {settings['scenes']} fresh scenes (seed {settings['seed']}), %")
-    captions.add_column("figure")
-    captions.add_column("value [95 % interval]", justify="right")
-    captions.add_row("precision: every named object right in colour and shape", cell("precision"))
-    captions.add_row("coverage: all objects named", cell("coverage"))
-    captions.add_row("exact: both, nothing twice", cell("exact"))
-    console.print(captions)
-    sizes = f"{settings['object words']} object words, {settings['function words']} function words"
-    maps = Table(title=f"Maps of {sizes}, %")
-    maps.add_column("figure")
-    for method in METHODS:
-        maps.add_column(method, justify="right")
-    for kind in ("peak, shape", "peak, object", "Obj-IoU", "Func-IoU", "F1-IoU"):
-        maps.add_row(kind, *(cell(f"{method}: {kind}") for method in METHODS))
-    console.print(maps)
-    console.print(f"Ceiling that the grid sets to Obj-IoU: {cell('ceiling')}")
+    answers = Table(title=f"Answers on fresh scenes (seed {settings['seed']}), %")
+    for title in ("kind", "scenes", "figure"):
+        answers.add_column(title)
+    answers.add_column("value [95 % interval]", justify="right")
+    for part in report.parts.values():
+        shares = [name for name in part.figures if ":" not in name and name != "ceiling"]
+        for row, name in enumerate(shares):
+            first = (part.title, str(part.scenes)) if row == 0 else ("", "")
+            answers.add_row(*first, name, _cell(part.figures, name))
+    console.print(answers)
+    for part in report.parts.values():
+        words = f"{part.object_words} object words, {part.function_words} function words"
+        maps = Table(title=f"Maps, {part.title}: {words}, %")
+        maps.add_column("figure")
+        for method in settings["methods"]:
+            maps.add_column(method, justify="right")
+        for kind in _MAPS:
+            maps.add_row(kind, *(_cell(part.figures, f"{method}: {kind}") for method in settings["methods"]))
+        console.print(maps)
+        console.print(f"Ceiling that the grid sets to Obj-IoU: {_cell(part.figures, 'ceiling')}")
+    for name, reason in report.unlearned.items():
+        console.print(f"Not measured, {KINDS[name].title}: {reason}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Figures of the embedded model on fresh scenes.")
-    parser.add_argument("--scenes", type=int, default=300, help="number of scenes (default 300)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=f"seed of the scenes (default {DEFAULT_SEED})")
+    parser.add_argument("--scenes", type=int, default=300, help="number of scenes of each kind (default 300)")
+    parser.add_argument("--seed", type=int, help=f"seed of the scenes (default {DEFAULT_SEED})")
     parser.add_argument("--model", type=Path, help="folder written by tam_fast.demo.train (default: the shipped model)")
-    parser.add_argument("--json", type=Path, help="also write the figures and all captions to this file")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), metavar="KIND", help=f"among {', '.join(KINDS)}")
+    parser.add_argument(
+        "--development",
+        action="store_true",
+        help=f"seed {DEVELOPMENT_SEED} and raw maps alone, to settle their density",
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures and all answers to this file")
     options = parser.parse_args(arguments)
     if options.scenes < 1:
         parser.error(f"--scenes: expected at least 1, got {options.scenes}")
+    if options.development and options.seed is not None:
+        parser.error("--development: expected no --seed beside it")
     from rich.console import Console
     from rich.progress import Progress
 
+    default = DEVELOPMENT_SEED if options.development else DEFAULT_SEED
+    seed = default if options.seed is None else options.seed
+    methods = ("CAM",) if options.development else tuple(METHODS)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("scenes", total=options.scenes)
         report = evaluate(
-            options.scenes, options.seed, options.model, progress=lambda done: progress.update(task, completed=done)
+            options.scenes,
+            seed,
+            options.model,
+            options.kinds,
+            methods,
+            progress=lambda kind, done: progress.update(task, completed=done, description=kind),
         )
     _print(report)
     if options.json is not None:

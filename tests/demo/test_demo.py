@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tam_fast.demo import ASSETS, load_demo, sample_scenes
+from tam_fast.demo import ASSETS, build_tokenizer, load_demo, sample_scenes
 from tam_fast.demo import evaluate as ev
 from tam_fast.demo import scenes as sc
+from tam_fast.demo.train import Words
 
 
 @pytest.fixture
@@ -34,12 +36,32 @@ def _caption(demo, picture, prompt=sc.DESCRIBE):
 # Tokenizer
 
 
-def test_every_scene_word_is_one_token(demo):
-    tokenizer = demo[1].tokenizer
-    for word in sc.scene_words():
-        bare = word[0].isupper() or word in ("system", "user", "assistant")
-        text = word if bare else f" {word}"
-        assert len(tokenizer(text).input_ids) == 1, text
+def test_every_scene_word_is_one_token_of_a_new_tokenizer(tokenizer_folder):
+    words = Words(tokenizer_folder)
+    assert words.missing() == []
+    rng = np.random.default_rng(0)
+    texts = [text for seed in range(40) for turn in sc.conversation(sc.make_varied(seed), rng, 4) for text in turn]
+    texts += [text for seed in range(40) for turn in sc.talk_pair(sc.make_pair(seed), rng, 3) for text in _said(turn)]
+    texts += [text for seed in range(40) for turn in sc.talk_film(sc.make_film(seed), rng, 3) for text in _said(turn)]
+    for text in texts:
+        assert len(words.ids(text)) == len(re.findall(r"\w+|[^\w\s]", text)), text
+
+
+def test_the_same_tokenizer_is_built_again(tokenizer_folder, tmp_path):
+    build_tokenizer.build(tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (tokenizer_folder / file.name).read_bytes()
+
+
+def test_the_shipped_tokenizer_knows_the_captions():
+    words = Words()
+    for seed in range(60):
+        text = sc.caption(sc.make_scene(seed))
+        assert len(words.ids(text)) == len(re.findall(r"\w+|[^\w\s]", text)), text
+
+
+def _said(turn):
+    return turn.question, turn.answer
 
 
 @pytest.mark.parametrize(

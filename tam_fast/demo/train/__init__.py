@@ -9,8 +9,12 @@ Three stages, none of which sees a mask of an image:
 3. *polish*: everything at a low rate, with stage-1 text in part of the batches so that visual states stay readable; in
    its second part ("settle") a weak loss keeps visual states from predicting tokens that are no words of a scene.
 
-Seed and step counts are fixed, and every stage draws from its own streams, so that a run may be resumed between stages.
-The forward pass here is a lean one for batches of equal grids; its parity with the stock
+What is said with pictures never says where anything is: places are spoken of in the text of stage 1 alone. Batches hold
+one image, two images or frames of a video each; on all of them several talks are held that do not see one another.
+
+Seed and step counts are fixed, and every step draws from a stream of its own, so that a run resumed from a checkpoint
+continues bit for bit.
+The forward pass here is a lean one for batches of equal shape; its parity with the stock
 ``Qwen2VLForConditionalGeneration`` is checked before the weights are written.
 """
 
@@ -20,5 +24,6 @@ from tam_fast.demo.train.command import main
 from tam_fast.demo.train.model import make_config
 from tam_fast.demo.train.plan import SMOKE, STAGES, Phase, Plan
 from tam_fast.demo.train.trainer import Trainer, train
+from tam_fast.demo.train.words import Words
 
-__all__ = ["ASSETS", "SMOKE", "STAGES", "Phase", "Plan", "Trainer", "main", "make_config", "patchify", "train"]
+__all__ = ["ASSETS", "SMOKE", "STAGES", "Phase", "Plan", "Trainer", "Words", "main", "make_config", "patchify", "train"]

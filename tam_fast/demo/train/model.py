@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from tam_fast.demo.train.plan import PATCH, Plan
-from tam_fast.demo.train.words import vocabulary_size, word_id
+from tam_fast.demo.train.words import Words
 
 __all__ = ["initialise", "look_around", "make_config"]
 
 
-def make_config(plan: Plan) -> Any:
+def make_config(plan: Plan, words: Words) -> Any:
     """Make the model's ``Qwen2VLConfig``.
 
     The base of the rotary angles is 30: with the usual 10,000 or more, a step of one cell turns the slow pairs that
@@ -23,7 +23,7 @@ def make_config(plan: Plan) -> Any:
     from transformers import Qwen2VLConfig
 
     text = {
-        "vocab_size": vocabulary_size(),
+        "vocab_size": words.size,
         "hidden_size": 128,
         "intermediate_size": 384,
         "num_hidden_layers": 4,
@@ -33,8 +33,8 @@ def make_config(plan: Plan) -> Any:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 30.0, "mrope_section": [2, 7, 7]},
         "bos_token_id": None,
-        "eos_token_id": word_id("<|im_end|>"),
-        "pad_token_id": word_id("<|endoftext|>"),
+        "eos_token_id": words.id("<|im_end|>"),
+        "pad_token_id": words.id("<|endoftext|>"),
         "use_cache": True,
         "tie_word_embeddings": True,
         **plan.text_config,
@@ -54,10 +54,10 @@ def make_config(plan: Plan) -> Any:
     return Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=word_id("<|image_pad|>"),
-        video_token_id=word_id("<|video_pad|>"),
-        vision_start_token_id=word_id("<|vision_start|>"),
-        vision_end_token_id=word_id("<|vision_end|>"),
+        image_token_id=words.id("<|image_pad|>"),
+        video_token_id=words.id("<|video_pad|>"),
+        vision_start_token_id=words.id("<|vision_start|>"),
+        vision_end_token_id=words.id("<|vision_end|>"),
         tie_word_embeddings=True,
         architectures=["Qwen2VLForConditionalGeneration"],
     )
