@@ -32,7 +32,7 @@ class FakeExplainer:
     def explain(self, images: Any, **options: Any) -> Explanation:
         if self.error is not None:
             raise self.error
-        images = images if isinstance(images, list) else [images]
+        images = images if isinstance(images, list) else [] if images is None else [images]
         self.calls.append({"images": images, **options})
         count = len(images)
         return make_explanation(self.tokens, ((3, 4),) * count, sources=range(count), images=images)

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from tam_fast.cli.console import EPILOG, Failure, error_line, to_stdout
+from tam_fast.cli.help import Grouped
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("explain", "models", "layout", "info")
+COMMANDS = ("explain", "models", "methods", "layout", "info")
 """Every name is a module of this folder and the function in it that is the command; ``--help`` keeps their order."""
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 for _name in COMMANDS:
-    app.command(epilog=EPILOG)(getattr(import_module(f"tam_fast.cli.{_name}"), _name))
+    app.command(cls=Grouped, epilog=EPILOG)(getattr(import_module(f"tam_fast.cli.{_name}"), _name))
 
 
 def main() -> None:

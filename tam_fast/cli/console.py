@@ -50,9 +50,9 @@ EPILOG = """\b
 Exit codes:
   0  done
   1  an unexpected failure (--debug shows where)
-  2  wrong usage: an option's value, an empty prompt
-  3  a file: an image that cannot be read, is none or is too large; results or an output that cannot be written
-  4  the model: not found, not supported, or unable to take this input
+  2  wrong usage: an option's value, options that contradict each other, an empty prompt
+  3  a file: an input that cannot be read, is of another kind or too large; results or an output that cannot be written
+  4  the model: not found, not supported, or unable to take this input; its answer lacks the words to explain
 With several images each is explained on its own; one that fails is reported, the others are still explained, and
 the exit code is the first failure's."""
 """What stands at the end of every help text."""

@@ -1,4 +1,4 @@
-"""Results of explanations: the files they go to, the JSON about them, the sentence and the table on the terminal."""
+"""Results of explanations: the files they go to."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from tam_fast.cli.console import ExitCode, Failure, one_line, printable, reason, rich_console, shortened
+from tam_fast.cli.console import ExitCode, Failure, one_line, reason, shortened
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from tam_fast.explanation import Explanation
 
-    from tam_fast.explanation import Explanation, Word
-
-__all__ = ["Targets", "describe", "make_folder", "show", "write"]
+__all__ = ["Targets", "make_folder", "write"]
 
 
 _SUFFIXES = (".png", ".safetensors", ".json")
@@ -147,127 +145,34 @@ def make_folder(folder: Path) -> None:
         raise Failure(ExitCode.FILE, f"--output: cannot write into the folder {shortened(str(folder))!r}")
 
 
-def write(explanation: Explanation, targets: Mapping[str, Path], cmap: str) -> None:
-    """Write an explanation and its picture, together or not at all, to what :meth:`Targets.choose` chose."""
+def write(explanation: Explanation, targets: Mapping[str, Path], cmap: str) -> dict[str, Path]:
+    """Write an explanation and its picture, together or not at all, to what :meth:`Targets.choose` chose.
+
+    Returns
+    -------
+    dict of str to Path
+        What was written: of a text without images no ``sheet``, there being nothing to draw on. One of an earlier run
+        is taken away then, lest it be taken for this one's.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     from tam_fast.explanation.files import encode
-    from tam_fast.explanation.replacing import PICTURE_MARK, replace_files
+    from tam_fast.explanation.replacing import PICTURE_MARK, is_ours, replace_files
 
-    mark = PngInfo()
-    mark.add_text(*PICTURE_MARK)
-    picture = io.BytesIO()
-    explanation.sheet(cmap=cmap).save(picture, format="PNG", pnginfo=mark)
     arrays, document = encode(explanation)
+    files = {targets["arrays"]: arrays}
+    can_be_drawn = bool(explanation.images or explanation.videos)
+    if can_be_drawn:
+        mark = PngInfo()
+        mark.add_text(*PICTURE_MARK)
+        picture = io.BytesIO()
+        explanation.sheet(cmap=cmap).save(picture, format="PNG", pnginfo=mark)
+        files[targets["sheet"]] = picture.getvalue()
+    files[targets["json"]] = document
     try:
-        replace_files({targets["arrays"]: arrays, targets["sheet"]: picture.getvalue(), targets["json"]: document})
+        replace_files(files)
+        if not can_be_drawn and is_ours(targets["sheet"]):
+            targets["sheet"].unlink()
     except OSError as error:
         raise Failure(ExitCode.FILE, f"the results cannot be written: {reason(error, file=True)}") from error
-
-
-def describe(explanation: Explanation) -> dict[str, Any]:
-    """Make the part of the JSON document that is about one explanation."""
-    strengths = explanation.visual_strength.tolist()
-    scales, flats = explanation.maps.scale.tolist(), explanation.maps.flat.tolist()
-    return {
-        "model": explanation.model,
-        "prompt": explanation.prompt,
-        "answer": explanation.text,
-        "words": [
-            {
-                "word": word.text,
-                "strength": word.strength,
-                "characters": list(word.characters),
-                "tokens": [word.start, word.stop],
-                "peak": _peak(explanation, word),
-            }
-            for word in explanation.words
-        ],
-        "tokens": [
-            {
-                "token": token,
-                "id": explanation.token_ids[i],
-                "strength": strengths[i],
-                "scale": scales[i],
-                "flat": flats[i],
-                "candidates": [
-                    {"token": c.token, "id": c.token_id, "probability": c.probability}
-                    for c in explanation.candidates[i]
-                ],
-            }
-            for i, token in enumerate(explanation.tokens)
-        ],
-        "grids": [
-            {"height": grid.height, "width": grid.width, "source": grid.source, "box": list(grid.box)}
-            for grid in explanation.layout.grids
-        ],
-        "seconds": explanation.elapsed,
-    }
-
-
-def _peak(explanation: Explanation, word: Word) -> dict[str, Any] | None:
-    """Where a word's map is strongest, as cell and as pixel of the image; None for a map of zeros."""
-    peak = explanation.peak(word)
-    if peak.value <= 0.0:
-        return None
-    pixel = None
-    if explanation.images:
-        width, height = explanation.images[peak.source].size
-        pixel = [int(min(max(peak.x, 0.0) * width, width - 1)), int(min(max(peak.y, 0.0) * height, height - 1))]
-    return {"grid": peak.grid, "row": peak.row, "column": peak.column, "source": peak.source, "pixel": pixel}
-
-
-def show(stdout: TextIO, name: str, explanation: Explanation, targets: dict[str, Path], cmap: str) -> None:
-    """Print the sentence, each word on a ground of its strength, and a table of the words."""
-    from rich.table import Table
-    from rich.text import Text
-
-    console = rich_console(stdout)
-    grids = ", ".join(f"{height}x{width}" for height, width in explanation.layout.sizes)
-    console.print(
-        Text(printable(f"{name}  ({explanation.model}; {len(explanation)} tokens; cells {grids})"), style="dim"),
-        soft_wrap=True,
-    )
-    # Words are kept whole on a terminal; in a file the sentence is one line.
-    console.print(_painted(explanation, cmap), soft_wrap=not console.is_terminal)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("word", overflow="fold")
-    for title in ("strength", "peak cell", "pixel", "scale"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("first token's candidates", overflow="fold")
-    for word in explanation.words:
-        table.add_row(*(Text(printable(text)) for text in _row(explanation, word)))
-    if explanation.words:
-        console.print(table)
-    paths = printable("  ".join(str(targets[kind]) for kind in ("sheet", "arrays", "json")))
-    console.print(Text(paths, style="dim"), soft_wrap=True)
-    console.print()
-
-
-def _row(explanation: Explanation, word: Word) -> tuple[str, ...]:
-    """Make the table's row of one word."""
-    peak = _peak(explanation, word)
-    cell = "-" if peak is None else f"{peak['row']},{peak['column']}"
-    if len(explanation.layout.grids) > 1 and peak is not None:
-        cell = f"{peak['grid']}:{cell}"
-    pixel = "-" if peak is None or peak["pixel"] is None else "{},{}".format(*peak["pixel"])
-    likely = "  ".join(
-        f"{c.token.strip() or repr(c.token)} {c.probability:.2f}" for c in explanation.candidates[word.start]
-    )
-    scale = f"{float(explanation.maps.scale[word.start]):.2f}"
-    return word.text, f"{word.strength:.2f}", cell, pixel, scale, likely
-
-
-def _painted(explanation: Explanation, cmap: str) -> Text:
-    """Make the answer's text, its words on grounds of their strengths (seen on a terminal only)."""
-    from rich.text import Text
-
-    from tam_fast.render import colormap
-
-    table = colormap(cmap)
-    text = Text(printable(explanation.text))
-    for word in explanation.words:
-        red, green, blue = (int(c) for c in table[round(255 * min(max(word.strength, 0.0), 1.0))])
-        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
-        text.stylize(f"{ink} on rgb({red},{green},{blue})", *word.characters)
-    return text
+    return {kind: path for kind, path in targets.items() if path in files}

@@ -1,4 +1,4 @@
-"""Images that come as streams: standard input and pipes, read to their end, but neither for ever nor without bound."""
+"""What comes as a stream: standard input and pipes, read to their end, but neither for ever nor without bound."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def most_bytes(max_pixels: int) -> int:
     return (64 << 20) + 16 * max_pixels
 
 
-def read_stdin(limit: int) -> io.BytesIO:
-    """Read standard input to its end.
+def read_stdin(limit: int, what: str = "an image") -> io.BytesIO:
+    """Read standard input to its end; `what` it is to be is said where it is empty.
 
     Raises
     ------
@@ -60,11 +60,11 @@ def read_stdin(limit: int) -> io.BytesIO:
     except OSError as error:
         raise Failure(ExitCode.FILE, f"standard input cannot be read: {reason(error)}") from error
     if not data:
-        raise Failure(ExitCode.FILE, "not an image: standard input is empty")
+        raise Failure(ExitCode.FILE, f"not {what}: standard input is empty")
     return io.BytesIO(data)
 
 
-def read_pipe(path: Path, limit: int) -> io.BytesIO:
+def read_pipe(path: Path, limit: int, what: str = "an image") -> io.BytesIO:
     """Read a named pipe, or one that the shell made, to its end.
 
     Raises
@@ -77,12 +77,12 @@ def read_pipe(path: Path, limit: int) -> io.BytesIO:
     # Without O_NONBLOCK, opening would wait for a writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        return io.BytesIO(_read(handle, limit))
+        return io.BytesIO(_read(handle, limit, what))
     finally:
         os.close(handle)
 
 
-def _read(handle: int, limit: int) -> bytes:
+def _read(handle: int, limit: int, what: str) -> bytes:
     data = bytearray()
     waiting, deadline = False, time.monotonic() + WRITER_WAIT
     while True:
@@ -104,7 +104,7 @@ def _read(handle: int, limit: int) -> bytes:
         else:
             time.sleep(0.02)
     if not data:
-        raise Failure(ExitCode.FILE, "not an image: the pipe is empty")
+        raise Failure(ExitCode.FILE, f"not {what}: the pipe is empty")
     return bytes(data)
 
 

@@ -1,0 +1,35 @@
+"""Help texts of commands with many options: options in groups, in plain text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["Grouped"]
+
+
+class Grouped(TyperCommand):
+    """A command whose help shows options under the headings that they name as ``rich_help_panel``.
+
+    Typer itself does so in rich's boxes only. Groups come in the order of the function's arguments; options without one
+    come last, as "Options".
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of arguments and options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        last: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            if parameter.param_type_name == "argument":
+                sections["Arguments"].append(record)
+                continue
+            panel = getattr(parameter, "rich_help_panel", None)
+            (last if panel is None else sections.setdefault(panel, [])).append(record)
+        for title, records in (*sections.items(), ("Options", last)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
