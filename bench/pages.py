@@ -212,6 +212,64 @@ def _explain(records: Sequence[Record]) -> str:
     return "\n\n".join(text)
 
 
+# What methods are measured by: the rows that are none themselves.
+METHOD_BASES = (
+    "a plain forward pass",
+    "forward, and a backward a token, untouched",
+    "all attention matrices, stored",
+)
+
+
+def _methods(records: Sequence[Record]) -> str:
+    """Methods down; across, of each case, time and memory, both with the times of a plain forward pass."""
+    cases = _unique([row.case for row in records])
+
+    def cell(name: str, case: str, unit: str) -> str:
+        found = [row for row in records if (row.case, row.name) == (case, name)]
+        for row in found:
+            if row.unit == unit:
+                return f"{_cell(row)} {row.note if unit == 'ms a token' else ''}".strip()
+        return "–"
+
+    head = [""]
+    for case in cases:
+        head += [f"{case}: ms a token (answer, times a forward)", "MiB (times)"]
+    rows = [
+        [name, *(cell(name, case, unit) for case in cases for unit in ("ms a token", "MiB"))]
+        for name in _unique([row.name for row in records])
+    ]
+    samples = [row.samples for row in records if row.unit == "ms a token"]
+    out: dict[str, list[str]] = {}
+    for row in records:
+        if row.unit == "left out":
+            out.setdefault(row.note, []).append(f"{row.name} ({row.case.split(', ')[1]})")
+    left = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in out.items())
+    threads = f"{records[0].threads} thread{'s' * (records[0].threads > 1)}"
+    how = f"Medians of {min(samples)} to {max(samples)} turns, {threads}, the processor's time."
+    parts = [_grid(head, rows), f"{how} Left out: {left}." if left else how]
+    return "\n\n".join([*parts, *_between_methods(records, cases)])
+
+
+def _between_methods(records: Sequence[Record], cases: Sequence[str]) -> list[str]:
+    """Compare relevance with plain gradients, and what rollout adds to a forward pass with what it never stores."""
+    values = {(row.case, row.name, row.unit): row.p50 for row in records}
+    forward, backward, matrices = METHOD_BASES
+
+    def told(text: str, unit: str, name: str, base: str, less: str = "") -> list[str]:
+        ratios = []
+        for case in cases:
+            found = [values.get((case, which, unit)) for which in (name, base)]
+            if None in found:
+                return []
+            beyond = values.get((case, less, unit), 0.0)
+            ratios.append(number((values[case, name, unit] - beyond) / values[case, base, unit]))
+        return [text.format(", ".join(ratios))]
+
+    lines = told("`attn_lrp` takes {} times the forward and backward passes", "ms a token", "attn_lrp", backward)
+    lines += told("beyond a forward pass `rollout` needs {} times all matrices", "MiB", "rollout", matrices, forward)
+    return [f"By case: {'; '.join(lines)}."] if lines else []
+
+
 SUMMARY = ("answer", "causal", "filter")
 # Rows of the summary: what each way is called in the three tables.
 _WAYS = (
@@ -324,6 +382,7 @@ _RENDER = {
     "overhead": _overhead,
     "threads": _threads,
     "explain": _explain,
+    "methods": _methods,
 }
 
 

@@ -56,6 +56,11 @@ TABLES = {
                 Part("memory stream", one_thread=False, needs="processor"),
             ),
         ),
+        Table(
+            "methods",
+            "What every method of explaining costs",
+            (Part("embedded"), Part("small"), Part("large")),
+        ),
     )
 }
 

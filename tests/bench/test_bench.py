@@ -375,3 +375,49 @@ def test_a_kernel_that_goes_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tam_fast, "rank_gaussian_filter", wrong)
     with pytest.raises(WrongResultError, match="filter: tam_fast: filtered maps: expected at most 4e-07"):
         interleave("filter", peers, budget=0.0, min_samples=1)
+
+
+# What methods cost: the table's arithmetic; the models are measured by the command alone.
+
+
+def test_peak_of_what_torch_allocates() -> None:
+    from bench.tables.methods import peak_of
+
+    def run() -> int:
+        first = torch.ones(2**20)
+        second = first + 1
+        del first
+        return second.numel() + torch.ones(2**19).numel()
+
+    made, peak, seconds = peak_of(run)
+    assert made == 3 * 2**19
+    assert peak == pytest.approx(8, abs=0.1)
+    assert seconds > 0
+
+
+def test_methods_of_random_weights_are_looked_at() -> None:
+    from bench.tables.methods import random_weights
+
+    case = random_weights("small", quick=True)
+    maps = case.method("attention", {})
+    case.check(maps)
+    for wrong in (maps[:-1], maps * float("nan"), maps * 0):
+        with pytest.raises(WrongResultError, match="maps: expected"):
+            case.check(wrong)
+    case.check(case.backward())
+
+
+def test_the_page_shows_what_methods_cost() -> None:
+    rows = [
+        Record("embedded model, 9 visual tokens", "cam", "ms a token", 2, 1, 2, 3, 0.9, 1.04, 1.1, 5),
+        Record("embedded model, 9 visual tokens", "cam", "MiB", 2, None, 12.5, None, None, 1.5, None),
+        Record("random weights, 345 visual tokens", "cam", "left out", 2, None, 0.0, None, note="it takes long"),
+        Record("random weights, 345 visual tokens", "lime", "ms a token", 2, 1, 2, 3, 8, 9, 10, 1, note="samples=8"),
+    ]
+    made = pages.contents({"methods": (rows, MACHINE)})["methods"]
+    assert "| cam | 2.00 (1.04x) | 12.5 (1.50x) | – | – |" in made
+    assert "| lime | – | – | 2.00 (9.00x) samples=8 | – |" in made
+    assert (
+        "Medians of 1 to 5 turns, 2 threads, the processor's time. Left out: cam (345 visual tokens): it takes long."
+        in made
+    )
