@@ -12,6 +12,7 @@ from torch import Tensor
 from tam_fast.maps.grid import Grid
 from tam_fast.methods.filters import FILTERS, check_grids, filtered
 from tam_fast.methods.registry import METHODS
+from tam_fast.methods.surgery import without_shared
 from tam_fast.operators import ops
 
 __all__ = ["INTERFERENCES", "Recipe", "check_scale", "parse", "refine", "scaled"]
@@ -146,7 +147,7 @@ def refine(
         raise ValueError(f"filter: expected None or one of {', '.join(FILTERS)}, got {filter!r}")
     made = target.float()
     if interference == "feature_surgery":
-        made = _surgery(made)
+        made = without_shared(made, made.mean(dim=1)).relu()
     elif interference is not None:
         if context_maps is None or relevance is None:
             missing = "context_maps" if context_maps is None else "relevance"
@@ -161,12 +162,6 @@ def refine(
         made, _ = ops.estimated_causal_inference(made, context, weights)
     made = filtered(made, grids, filter, kernel_size)
     return made.cpu().numpy() if as_numpy else made
-
-
-def _surgery(maps: Tensor) -> Tensor:
-    weights = (2.0 * maps.mean(dim=1)).softmax(dim=0)
-    weighted = (weights / weights.mean())[:, None] * maps
-    return (weighted - weighted.mean(dim=0)).relu()
 
 
 def check_scale(scale: Any) -> None:

@@ -8,18 +8,16 @@ For the model types of :data:`JOINED` this was tried; for all others :func:`why_
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from tam_fast.models.capture import decoder_of, states_of
+from tam_fast.models.capture import states_of
 from tam_fast.models.family import Family
 from tam_fast.models.heads import Head
-from tam_fast.models.recording import Recording
+from tam_fast.models.recording import Recording, Watch
 
 __all__ = ["JOINED", "WITH_VIDEOS", "Side", "fits", "join", "last_positions", "record_rows", "why_apart"]
 
@@ -193,11 +191,7 @@ def last_positions(module: torch.nn.Module, lengths: Sequence[int]) -> Iterator[
         handle.remove()
 
 
-_CACHES = ("past_key_values", "cache_params")
-_UNSET = object()
-
-
-class record_rows:
+class record_rows(Watch):
     """Record what a model does for each row of a batch, inside a ``with`` block, in the thread that entered it.
 
     Every row has a :class:`Recording` of its own, which sees what it would if the row were alone: its states without
@@ -221,49 +215,14 @@ class record_rows:
     """
 
     def __init__(self, model: Any, head: Head, count: int, lengths: Sequence[int], side: Side = "left") -> None:
-        self._model, self._decoder, self._head = model, decoder_of(model), head.module
+        super().__init__(model, head)
         self._lengths, self._side = list(lengths), side
         self._rows = [Recording(count, prompt_length=length) for length in lengths]
-        self._handles: list[Any] = []
-        self._thread = 0
-        self._cache: Any = _UNSET
-        self._own = False
         self._seen = 0  # positions, with the padding
-        self._states: Tensor | None = None
-        self._scored: Tensor | None = None
-        self._fed: Any = None
 
     def __enter__(self) -> list[Recording]:
-        self._thread = threading.get_ident()
-        self._handles = [
-            self._model.register_forward_pre_hook(self._called, with_kwargs=True),
-            self._decoder.register_forward_hook(self._decoded),
-            self._head.register_forward_hook(self._classified),
-            self._model.register_forward_hook(self._returned),
-        ]
+        self._watch()
         return self._rows
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._cache = self._states = self._scored = self._fed = None
-
-    def _is_own(self) -> bool:
-        return self._own and threading.get_ident() == self._thread
-
-    def _called(self, _module: Any, _arguments: Any, kwargs: dict[str, Any]) -> None:
-        # As of one sequence, see `record`: calls of others, on other caches, are none of ours.
-        if threading.get_ident() != self._thread:
-            return
-        cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
-        if self._cache is _UNSET:
-            self._cache = cache
-        self._own = cache is self._cache
-        self._states = self._scored = None
-        self._fed = kwargs.get("input_ids")
 
     def _decoded(self, module: Any, _inputs: Any, output: Any) -> None:
         if not self._is_own():
@@ -279,19 +238,8 @@ class record_rows:
         except (TypeError, ValueError) as error:
             self._fail(str(error).removeprefix("model: "))
 
-    def _classified(self, _module: Any, _inputs: Any, output: Any) -> None:
-        if self._is_own() and isinstance(output, Tensor) and output.ndim == 3:
-            self._scored = output.detach()[:, -1]
-
-    def _returned(self, _module: Any, _inputs: Any, output: Any) -> None:
-        if not self._is_own():
-            return
-        self._own = False
-        if self._cache is None:  # some models make the first call's cache themselves
-            self._cache = next((found for name in _CACHES if (found := getattr(output, name, None)) is not None), None)
-        states, scored, self._states, self._scored = self._states, self._scored, None, None
+    def _take(self, states: Tensor | None, scored: Tensor | None, logits: Any) -> None:
         count = len(self._rows)
-        logits = getattr(output, "logits", None)
         if states is None or states.shape[0] != count:
             got = "the decoder was not seen" if states is None else f"there are states of {states.shape[0]} rows"
             self._fail(f"in a call of {type(self._model).__name__} {got}")

@@ -22,7 +22,7 @@ from tam_fast.models.capture import CapturedCandidates, CapturedStates, decoder_
 from tam_fast.models.heads import Head
 from tam_fast.models.logits import Transform, is_transformed, transform_of
 
-__all__ = ["MISMATCH", "Points", "Recording", "record", "verify"]
+__all__ = ["MISMATCH", "Points", "Recording", "Watch", "record", "verify"]
 
 MISMATCH = "expected logits that are classifier rows times final hidden states"
 _CACHES = ("past_key_values", "cache_params")
@@ -228,7 +228,76 @@ class Recording:
         return ""
 
 
-class record:
+class Watch:
+    """Hooks on a model, its decoder and its head, for the calls of one thread on one cache; a context manager.
+
+    What is common to :class:`record` and ``batches.record_rows``; these say what is done with what is seen.
+    """
+
+    def __init__(self, model: Any, head: Head) -> None:
+        self._model, self._decoder, self._head = model, decoder_of(model), head.module
+        self._handles: list[Any] = []
+        self._thread = 0
+        self._cache: Any = _UNSET
+        self._own = False
+        self._states: Tensor | None = None
+        self._scored: Tensor | None = None
+        self._fed: Any = None
+
+    def _watch(self) -> None:
+        self._thread = threading.get_ident()
+        self._handles = [
+            self._model.register_forward_pre_hook(self._called, with_kwargs=True),
+            self._decoder.register_forward_hook(self._decoded),
+            self._head.register_forward_hook(self._classified),
+            self._model.register_forward_hook(self._returned),
+        ]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._cache = self._states = self._scored = self._fed = None
+
+    def _is_own(self) -> bool:
+        return self._own and threading.get_ident() == self._thread
+
+    def _called(self, _module: Any, _arguments: Any, kwargs: dict[str, Any]) -> None:
+        # Another thread that uses the model meanwhile is none of our business, nor are calls on other caches.
+        if threading.get_ident() != self._thread:
+            return
+        cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
+        if self._cache is _UNSET:
+            self._cache = cache
+        self._own = cache is self._cache
+        self._states = self._scored = None
+        self._fed = kwargs.get("input_ids")
+
+    def _decoded(self, module: Any, _inputs: Any, output: Any) -> None:
+        raise NotImplementedError
+
+    def _classified(self, _module: Any, _inputs: Any, output: Any) -> None:
+        """Keep the head's logits of the last position, of all rows."""
+        if self._is_own() and isinstance(output, Tensor) and output.ndim == 3:
+            self._scored = output.detach()[:, -1]
+
+    def _returned(self, _module: Any, _inputs: Any, output: Any) -> None:
+        """End a call: what was seen goes to :meth:`_take`."""
+        if not self._is_own():
+            return
+        self._own = False
+        if self._cache is None:  # some models make the first call's cache themselves
+            self._cache = next((found for name in _CACHES if (found := getattr(output, name, None)) is not None), None)
+        states, scored, self._states, self._scored = self._states, self._scored, None, None
+        self._take(states, scored, getattr(output, "logits", None))
+
+    def _take(self, states: Tensor | None, scored: Tensor | None, logits: Any) -> None:
+        raise NotImplementedError
+
+
+class record(Watch):
     """Record what a model does in ``generate`` inside a ``with`` block, in the thread that entered it.
 
     Parameters
@@ -263,73 +332,30 @@ class record:
         keep: bool = True,
         prompt_length: int = 0,
     ) -> None:
-        self._model, self._decoder, self._head = model, decoder_of(model), head.module
+        super().__init__(model, head)
         self._recording = Recording(count, into, prompt_length)
         self._on_states, self._keep = on_states, keep
-        self._handles: list[Any] = []
-        self._thread = 0
-        self._cache: Any = _UNSET
-        self._own = False
-        self._state: Tensor | None = None
-        self._scored: Tensor | None = None
-        self._fed: Any = None
 
     def __enter__(self) -> Recording:
-        self._thread = threading.get_ident()
-        self._handles = [
-            self._model.register_forward_pre_hook(self._called, with_kwargs=True),
-            self._decoder.register_forward_hook(self._decoded),
-            self._head.register_forward_hook(self._classified),
-            self._model.register_forward_hook(self._returned),
-        ]
+        self._watch()
         return self._recording
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._cache = self._state = self._scored = self._fed = None
-
-    def _called(self, _module: Any, _arguments: Any, kwargs: dict[str, Any]) -> None:
-        # Another thread that uses the model meanwhile is none of our business.
-        if threading.get_ident() != self._thread:
-            return
-        cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
-        if self._cache is _UNSET:
-            self._cache = cache
-        self._own = cache is self._cache
-        self._state = self._scored = None
-        self._fed = kwargs.get("input_ids")
-
     def _decoded(self, module: Any, _inputs: Any, output: Any) -> None:
-        if self._own and threading.get_ident() == self._thread:
+        if self._is_own():
             try:
-                self._state = states_of(output, module)
+                self._states = states_of(output, module)
             except (TypeError, ValueError) as error:
                 self._recording.trouble = self._recording.trouble or str(error).removeprefix("model: ")
 
-    def _classified(self, _module: Any, _inputs: Any, output: Any) -> None:
-        if self._own and threading.get_ident() == self._thread and isinstance(output, Tensor) and output.ndim == 3:
-            self._scored = output.detach()[0, -1]
-
-    def _returned(self, _module: Any, _inputs: Any, output: Any) -> None:
-        if not self._own or threading.get_ident() != self._thread:
-            return
-        self._own = False
-        if self._cache is None:  # some models make the first call's cache themselves
-            self._cache = next((found for name in _CACHES if (found := getattr(output, name, None)) is not None), None)
-        logits = getattr(output, "logits", None)
+    def _take(self, states: Tensor | None, scored: Tensor | None, logits: Any) -> None:
         if self._recording.trouble:
             return
-        if self._state is None or not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[0] != 1:
-            missing = "the decoder was not seen" if self._state is None else "there are no logits (1, n, V)"
+        if states is None or not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[0] != 1:
+            missing = "the decoder was not seen" if states is None else "there are no logits (1, n, V)"
             self._recording.trouble = f"in a call of {type(self._model).__name__} {missing}"
             return
         row = logits.detach()[0, -1]
-        scored = row if self._scored is None else self._scored
-        rows = self._recording.take(self._state, scored, row, self._fed, self._keep)
+        rows = self._recording.take(states, row if scored is None else scored[0], row, self._fed, self._keep)
         if rows is not None and self._on_states is not None:
             self._on_states(rows)
 
