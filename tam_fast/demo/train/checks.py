@@ -14,6 +14,7 @@ from tam_fast.demo.train.batches import Batch, make_batch
 from tam_fast.demo.train.lean import Lean
 from tam_fast.demo.train.losses import after_slots
 from tam_fast.demo.train.plan import GRID, Plan
+from tam_fast.demo.train.precision import narrow
 from tam_fast.demo.train.samples import Sample, film_planes
 from tam_fast.demo.train.words import Words
 
@@ -105,7 +106,7 @@ def _maps(lean: Lean, words: Words, states: Tensor, samples: Sequence[Sample], g
 def _states(lean: Lean, batch: Batch, rows: int = 16) -> Tensor:
     """Final hidden states (B, S, C), some rows of the batch at a time."""
     parts: list[Tensor] = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with narrow():
         for begin in range(0, len(batch.tokens), rows):
             some = slice(begin, begin + rows)
             piece = Batch(

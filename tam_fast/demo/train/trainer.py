@@ -22,6 +22,7 @@ from tam_fast.demo.train.lean import Lean
 from tam_fast.demo.train.losses import Losses
 from tam_fast.demo.train.model import initialise, look_around, make_config
 from tam_fast.demo.train.plan import GRID, POLISH, STAGES, Phase, Plan
+from tam_fast.demo.train.precision import narrow, precision
 from tam_fast.demo.train.samples import captioned, draw
 from tam_fast.demo.train.words import Words
 
@@ -98,7 +99,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
             optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with narrow():
             loss = self.losses.of(stage, batch, noise, alone)
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
@@ -171,7 +172,8 @@ class Trainer:
         Raises
         ------
         ValueError
-            If it was written under other settings: another plan, tokenizer, number of threads or version of torch.
+            If it was written under other settings: another plan, tokenizer, number of threads, version of torch or
+            number format.
         """
         state = torch.load(path, weights_only=True)
         mine = self._settings()
@@ -193,6 +195,7 @@ class Trainer:
             "vocabulary": str(self.words.size),
             "threads": str(torch.get_num_threads()),
             "torch": str(torch.__version__),
+            "precision": precision(),
         }
 
     def record(self) -> dict[str, Any]:
@@ -205,6 +208,7 @@ class Trainer:
             "runs": self.pieces,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
+            "precision": precision(),
             "machine": platform.machine(),
             "validation": self.figures,
             "plan": asdict(self.plan),
