@@ -1,0 +1,49 @@
+"""The engine of one process: :func:`explain_here`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tam_fast.dataset.models import ModelSpec
+from tam_fast.dataset.plan import Shard
+from tam_fast.dataset.worker import Job, Worker
+
+__all__ = ["explain_here"]
+
+
+def explain_here(
+    job: Job, spec: ModelSpec, shards: Sequence[Shard], finished: Callable[[int, int], None], stop: threading.Event
+) -> None:
+    """Explain shards one after another in this process.
+
+    Meanwhile the next one's rows are read, and the last one's part is written.
+
+    Parameters
+    ----------
+    job : Job
+    spec : ModelSpec
+    shards : sequence of Shard
+    finished : callable
+        Told of rows as they are done: their number, and how many are errors. What it raises ends the run.
+    stop : threading.Event
+        Once it is set, no other shard is begun.
+    """
+    worker = Worker(job, spec.load(), finished=finished)
+    written: Future[object] | None = None
+    with ThreadPoolExecutor(1, "tam_fast-read") as reading, ThreadPoolExecutor(1, "tam_fast-write") as writing:
+        ahead = reading.submit(worker.read, shards[0])
+        for number, shard in enumerate(shards):
+            rows = ahead.result()
+            if number + 1 < len(shards):
+                ahead = reading.submit(worker.read, shards[number + 1])
+            records = worker.records(shard, rows)
+            if written is not None:
+                written.result()
+            written = writing.submit(worker.write, shard, records)
+            if stop.is_set():
+                break
+        ahead.cancel()
+        if written is not None:
+            written.result()
