@@ -121,11 +121,11 @@ def test_given_answers_and_prompts_are_those_of_one_by_one(some, parts):
 def test_the_embedded_models_answers_end_where_they_end(parts, monkeypatch):
     """Rows finish at different steps; the others go on."""
     monkeypatch.setattr(batch_module, "_alone", lambda request: pytest.fail("one was run by itself"))
-    scenes = sample_scenes()[:5]
-    prompts = ["Describe this image.", "What is on the left?", "Describe this image.", "Is there a circle?", "Why?"]
+    scenes = sample_scenes()[:3]
+    prompts = ["Describe this image.", "Is there a circle?", "Why?"]
     requests = [{"images": scene, "prompt": prompt} for scene, prompt in zip(scenes, prompts, strict=True)]
     found = same(demo(), requests)
-    assert parts == [("_generated", 5)]
+    assert parts == [("_generated", 3)]
     assert len({len(e.tokens) for e in found}) > 1
     assert {e.source for e in found} == {"generated"}
 
