@@ -14,7 +14,7 @@ from tam_fast.cli.help import Grouped
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("explain", "models", "methods", "layout", "info")
+COMMANDS = ("explain", "dataset", "models", "methods", "layout", "evaluate", "info")
 """Every name is a module of this folder and the function in it that is the command; ``--help`` keeps their order."""
 
 app = typer.Typer(

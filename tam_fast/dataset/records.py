@@ -191,13 +191,15 @@ def explanation_of(
         grids.append(Grid(positions[begin:end], grid["height"], grid["width"], *of))
         begin = end
     layout = Layout(tuple(grids), torch.tensor(_spread(record["prompt_positions"])), record["answer_start"])
-    context = len(record["context_ids"])
+    whole = len(record["context_ids"])
+    # What came behind the last token that is kept is no context of any.
+    context = whole if chosen is None else layout.prompt.numel() + steps[-1]
     made = TokenActivationMaps(
         maps=_unpacked(record["maps"], begin, maps_format),
-        relevance=_unpacked([record["relevance"][t] for t in picked], context, "uint8"),
+        relevance=_unpacked([record["relevance"][t] for t in picked], whole, "uint8")[:, :context],
         scale=torch.tensor([record["scales"][t] for t in picked], dtype=torch.float32),
         flat=torch.tensor([record["flat"][t] for t in picked], dtype=torch.bool),
-        context_ids=torch.tensor(record["context_ids"], dtype=torch.int64),
+        context_ids=torch.tensor(record["context_ids"][:context], dtype=torch.int64),
         target_ids=torch.tensor([record["token_ids"][t] for t in picked], dtype=torch.int64),
         layout=layout,
     )
@@ -211,7 +213,7 @@ def explanation_of(
         candidates=[[Candidate(**c) for c in record["candidates"][t]] for t in picked],
         images=[],
         prompt=record["prompt"],
-        context_tokens=list(record["context_tokens"]),
+        context_tokens=record["context_tokens"][:context],
         model=model,
         elapsed={} if record["seconds"] is None else {"total": float(record["seconds"])},
         source=record["source"],

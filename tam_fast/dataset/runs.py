@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,6 @@ def run(
     prompt: str = PROMPT,
     id: str | None = None,
     image: str | None = None,
-    prompt_column: str | None = None,
     answer: str | None = None,
     engine: str = "local",
     maps: str = "tokens",
@@ -125,10 +124,11 @@ def run(
     model : str, Explainer or (model, processor), optional
         A model folder or a model hub id; the embedded model if not given.
     prompt : str
-        For rows that have none of their own.
-    id, image, prompt_column, answer : str, optional
-        Columns (Parquet, Arrow, JSON), or endings of members (tar), that hold a row's id, image or images (several
-        separated by commas), prompt, and an answer that is explained in place of a generated one.
+        What each image is asked, or the name of the column (Parquet, Arrow, JSON; tar: the ending of a member) that
+        holds each row's prompt. A single word must be a column, where the input has any.
+    id, image, answer : str, optional
+        Columns that hold a row's id, its image or images (several separated by commas), and an answer that is
+        explained in place of a generated one.
     engine : "local" or "ray"
     maps : str
         Which maps are kept: ``"tokens"``, ``"words"``, ``"none"`` or ``"top:K"``.
@@ -183,14 +183,15 @@ def run(
     if engine == "local" and engine_options:
         raise TypeError(f"{next(iter(engine_options))}: expected none with engine='local'")
     spec = spec_of(model, device, dtype)
-    rows = open_source(source, Columns(id, image, prompt_column, answer), allow_outside=allow_outside)
+    columns, prompt = _columns(source, prompt, Columns(id, image, None, answer), allow_outside)
+    rows = open_source(source, columns, allow_outside=allow_outside)
     explainer = spec.load()
     spec = ModelSpec(spec.name, spec.device, spec.dtype, explainer if engine == "local" else spec.explainer)
     arguments = {"prompt": prompt, **(explain or {})}
     config = {
         "model": dict(described(explainer)),
         "explain": {name: _plain(value) for name, value in arguments.items()},
-        "columns": Columns(id, image, prompt_column, answer).given(),
+        "columns": columns.given(),
         "maps": maps,
         "maps_format": maps_format,
         "schema": 1,
@@ -217,6 +218,22 @@ def run(
         errors = sum(status != "ok" for status in index["status"].to_pylist())
         seconds = time.perf_counter() - began
         return Report(folder, manifest.plan.rows, index.num_rows, errors, counter.explained, seconds)
+
+
+def _columns(source: Any, prompt: str, columns: Columns, allow_outside: bool) -> tuple[Columns, str]:
+    """Tell a column of prompts from a prompt.
+
+    Raises
+    ------
+    ValueError
+        If it is one word, and the input has columns, but none of this name: it is taken for neither.
+    """
+    names = open_source(source, columns, allow_outside=allow_outside).names()
+    if prompt in names:
+        return replace(columns, prompt=prompt), PROMPT
+    if names and prompt.isidentifier():
+        raise ValueError(f"prompt: expected a sentence or one of the columns {', '.join(names)}, got {prompt!r}")
+    return columns, prompt
 
 
 class _Counter:

@@ -63,6 +63,10 @@ class ImageFolder:
         except RowError as error:
             return [Row(file.path, error=str(error))]
 
+    def names(self) -> Sequence[str]:
+        """Return no names: there are no columns."""
+        return ()
+
     def ids(self, file: File) -> Sequence[str] | None:  # noqa: ARG002 (paths are unique)
         """Return None: paths are unique."""
         return None

@@ -49,6 +49,14 @@ class JsonLines:
         """Read some lines."""
         return [self._row(file, start + k, line) for k, line in enumerate(self._lines(file.path, start, stop))]
 
+    def names(self) -> Sequence[str]:
+        """Return the entries of the first line."""
+        first = next((line for name in self._names for line in self._lines(name, 0, 1)), b"{}")
+        try:
+            return list(_parsed(first))
+        except RowError:
+            return ()
+
     def ids(self, file: File) -> Sequence[str] | None:
         """Read the ids of all lines; None if no entry holds them."""
         if self._columns.id is None:

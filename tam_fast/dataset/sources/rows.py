@@ -103,6 +103,10 @@ class Source(Protocol):
         """Read rows `start` to `stop` of a file; what cannot be read is a row with its error."""
         ...
 
+    def names(self) -> Sequence[str]:
+        """Return the names of the columns; none where rows have no columns."""
+        ...
+
     def ids(self, file: File) -> Sequence[str] | None:
         """Return the ids of a file's rows; None where they follow from path and row, and so are unique."""
         ...
@@ -130,9 +134,10 @@ def read_regular(root: Path, name: str, allow_outside: bool = False) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise RowError(f"image: {error.strerror or error}: {name[:200]!r}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RowError(f"image: expected a regular file, got {name[:200]!r}, which is none")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise RowError(f"image: expected a regular file, got {name[:200]!r}, which is none")
         return file.read()
 
 

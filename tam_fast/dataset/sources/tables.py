@@ -63,6 +63,22 @@ class Tables:
                 rows += [self._row(file, first + k, cell) for k, cell in enumerate(cells)]
         return rows
 
+    def names(self) -> Sequence[str]:
+        """Return the columns of the first file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self._names:
+            return ()
+        path = self._root / self._names[0]
+        try:
+            if path.suffix == _PARQUET:
+                return list(pq.read_schema(path).names)
+            with pa.memory_map(str(path)) as source:
+                return list(_opened(source).schema.names)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise ValueError(f"input: expected a table in {path}, got {type(error).__name__}: {error}") from error
+
     def ids(self, file: File) -> Sequence[str] | None:
         """Read the id column of a file; None if none was named."""
         if self._columns.id is None:
@@ -201,6 +217,11 @@ class InMemory:
                 continue
             made.append(row_of(cells, self._columns, str(number), Path.cwd()))
         return made
+
+    def names(self) -> Sequence[str]:
+        """Return the columns of the first row."""
+        first = self._rows[0] if len(self._rows) else {}
+        return list(first) if isinstance(first, Mapping) else ()
 
     def ids(self, file: File) -> Sequence[str] | None:
         """Read all ids; None if no column holds them."""

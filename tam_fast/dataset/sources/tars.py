@@ -67,6 +67,15 @@ class Tars:
                 for k, sample in enumerate(self._samples(file.path)[start:stop])
             ]
 
+    def names(self) -> Sequence[str]:
+        """Return the endings of the first sample's members, and the entries of its ``.json``."""
+        for name in self._names:
+            for sample in self._samples(name)[:1]:
+                with (self._root / name).open("rb") as data:
+                    entries = _document(data, sample) if "json" in sample.members else {}
+                return [*sample.members, *entries]
+        return ()
+
     def ids(self, file: File) -> Sequence[str] | None:
         """Read the ids of a file; None if they follow from its path."""
         if self._columns.id is None:
@@ -97,6 +106,9 @@ class Tars:
                         found[
                             -1
                         ].trouble = f"expected regular members, got {member.name[:200]!r}, which is a link or none"
+                # Cut where a member ends, nothing but the missing mark shows that there were more.
+                if (self._root / name).stat().st_size <= archive.offset:
+                    raise tarfile.ReadError("it ends without the mark of its end")
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(
                 f"input: expected a tar that is not compressed, {self._root / name}: {type(error).__name__}: {error}"
