@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -20,11 +21,14 @@ from tam_fast.dataset.parts import clean, part_path
 from tam_fast.dataset.plan import Plan, Shard, changed, grown
 from tam_fast.dataset.records import check_kept
 from tam_fast.dataset.sources import Columns, Source, open_source
-from tam_fast.dataset.worker import ATTEMPTS, Job
+from tam_fast.dataset.worker import ATTEMPTS, Job, forget
 
 __all__ = ["PROMPT", "Progress", "Report", "TooManyErrors", "run"]
 
 PROMPT = "Describe this image."
+
+# What stands in a folder before its manifest does.
+_FIRST = re.compile(r"\.lock|files-[0-9a-f]{16}\.parquet(\.\d+\.unfinished)?|manifest\.json\.\d+\.unfinished")
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,12 @@ def run(
         # What the index was made of need not be opened again.
         known = known_parts(folder, manifest.digest)
         waiting = [shard for shard in manifest.plan.shards() if not _is_known(job, shard, known)]
+        begun = {path.stem for path in (folder / ATTEMPTS).glob("shard-*.jsonl")}
+        undone = {shard.number for shard in waiting}
+        for shard in manifest.plan.shards() if begun else ():
+            # Killed after its part was written.
+            if f"shard-{shard.number:05d}" in begun and shard.number not in undone:
+                forget(folder, shard)
         if retry_errors:
             waiting = sorted({*waiting, *_with_errors(job, folder, waiting)}, key=lambda shard: shard.number)
         counter = _Counter(manifest.plan.rows, sum(shard.rows for shard in waiting), progress, max_errors)
@@ -264,8 +274,9 @@ def _plain(value: Any) -> Any:
 def _make(folder: Path) -> None:
     """Make the output's folder; what is not ours is left alone."""
     if folder.is_dir():
-        strange = [path.name for path in folder.iterdir() if path.name != ".lock"]
-        if strange and MANIFEST not in strange and not all(name.startswith("files-") for name in strange):
+        names = [path.name for path in folder.iterdir()]
+        strange = [name for name in names if not _FIRST.fullmatch(name)]
+        if strange and MANIFEST not in names:
             raise ValueError(
                 f"output: expected an empty folder or a data set of ours in {folder}, got {strange[0]!r} there"
             )

@@ -17,7 +17,7 @@ from tam_fast.dataset.records import error_record, record_of
 from tam_fast.dataset.sources import Row, Source
 from tam_fast.explain import Explainer
 
-__all__ = ["ATTEMPTS", "Job", "Receipt", "Stopped", "Worker"]
+__all__ = ["ATTEMPTS", "Job", "Receipt", "Stopped", "Worker", "forget"]
 
 ATTEMPTS = "attempts"
 """The folder of the journals."""
@@ -139,9 +139,7 @@ class Worker:
     def write(self, shard: Shard, records: Sequence[dict[str, Any]]) -> Receipt:
         """Write the part of a shard; what led to it is removed."""
         write_part(part_path(self.job.output, shard), records, self.job.footer(shard))
-        self._attempts(shard).forget()
-        for path in self.job.output.glob(f".part-{shard.number:05d}.*.parquet"):
-            path.unlink()
+        forget(self.job.output, shard)
         return Receipt(shard.number, len(records), sum(record["status"] != "ok" for record in records))
 
     def _attempts(self, shard: Shard) -> Attempts:
@@ -228,6 +226,13 @@ class Worker:
         if row.answer is not None:
             request["answer"] = row.answer
         return request
+
+
+def forget(output: Path, shard: Shard) -> None:
+    """Remove what led to a part that is there: its journal, and its pieces."""
+    Attempts(output / ATTEMPTS, shard.number).forget()
+    for path in output.glob(f".part-{shard.number:05d}.*.parquet"):
+        path.unlink()
 
 
 def _weight(row: Row) -> tuple[int, int]:
