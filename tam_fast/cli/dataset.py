@@ -149,11 +149,9 @@ def dataset(
         if prompt is not None:
             arguments["prompt"] = prompt
         report = _run(source, output, model, device, dtype.value, arguments, as_json, quiet, debug)
-        if as_json:
-            print_json(_document(report))
-        elif not quiet:
+        if as_json or not quiet:
             with to_stdout() as stdout:
-                print(_told(report), file=stdout)
+                print(json.dumps(_document(report)) if as_json else _told(report), file=stdout)
     if not report.finished:
         raise typer.Exit(int(ExitCode.FAILURE))
     if report.errors:
