@@ -11,7 +11,6 @@ from tam_fast.cli.asking import Job
 from tam_fast.cli.console import ExitCode, Failure, one_line, shortened, tell
 
 if TYPE_CHECKING:
-    from tam_fast.explain import Explainer
     from tam_fast.methods import Method
 
 __all__ = ["check_method", "method_arguments", "option_value", "told", "translated_option"]
@@ -31,18 +30,14 @@ def check_method(job: Job) -> None:
     _options(job, _method(job))
 
 
-def method_arguments(
-    job: Job, images: Any, explainer: Explainer, progress: Callable[[int, int], object] | None = None
-) -> dict[str, Any]:
+def method_arguments(job: Job, images: Any, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
     """Return what ``explain`` takes for another method than TAM; nothing for TAM.
 
     Parameters
     ----------
     job : Job
     images : image, list of images or None
-        What is explained; ``images=true`` takes superpixels of them.
-    explainer : Explainer
-        Knows how its processor normalises pixels: what is absent is to be grey, or black, after that.
+        What is explained, but for what stands in messages.
     progress : callable, optional
         Of methods that tell it, see :func:`told`.
 
@@ -55,17 +50,8 @@ def method_arguments(
         return {}
     method = _method(job)
     options = _options(job, method)
-    if options.get("images") is True:
-        if images is None:
-            raise Failure(ExitCode.USAGE, "--method-option: expected images whose superpixels images=true takes")
-        options["images"] = images
-    elif "images" in options:
-        del options["images"]
-    if options.get("baseline") in ("grey", "black"):
-        pixels = getattr(explainer.processor, "image_processor", None)
-        mean, spread = (getattr(pixels, name, None) for name in ("image_mean", "image_std"))
-        if mean is not None and spread is not None:
-            options["normalization"] = (mean, spread)
+    if options.get("images") is True and images is None and job.messages is None:
+        raise Failure(ExitCode.USAGE, "--method-option: expected images whose superpixels images=true takes")
     if progress is not None and "progress" in method.options:
         options["progress"] = progress
     return {"method": job.method, "scale": job.scale, "method_options": options}

@@ -204,7 +204,8 @@ class Explainer:
             How maps of other methods than TAM are brought to [0, 1]: each by its own extremes, or all of the answer
             together. Negative values count as 0.
         method_options : mapping, optional
-            Options of the method, such as ``{"layer": 0}``; ``METHODS[method].options`` has their defaults.
+            Options of the method, such as ``{"layer": 0}``; ``METHODS[method].options`` has their defaults. Where one
+            is called ``images``, None takes superpixels of the images, and False does not.
         targets : "answer", "thinking", "prompt", or a sequence of words, patterns and (start, end)
             Which tokens are explained. ``"answer"``: all that were generated, but for a thinking section before the
             answer, which is context. ``"thinking"``: that section. ``"prompt"``: the user's words, nothing being
@@ -233,7 +234,8 @@ class Explainer:
         fps, num_frames : float, int, optional
             How video files are sampled; see :func:`tam_fast.models.videos.load_videos`.
         progress : bool
-            Show how far reading videos is: a bar on a terminal or in a notebook.
+            Show how far reading videos is, and how many passes a method of perturbation has made: a bar on a terminal
+            or in a notebook.
         **generate_kwargs
             Passed on to ``model.generate``; none with `answer`. The best answer of a beam search, and that of assisted
             decoding, are explained by one more pass over them.
@@ -466,7 +468,7 @@ class Explainer:
         if grounding not in (None, "contrast"):
             raise ValueError(f"grounding: expected 'contrast' or None, got {grounding!r}")
         arguments = generate_arguments(self.model, max_new_tokens, generate_kwargs)
-        other = other_method(self.model, method, refine, scale, method_options)
+        other = other_method(self.model, method, refine, scale, method_options, progress)
         states = keep_states or None
         if other is not None:
             _refuse(f"method={method!r}", compat=compat, grounding=grounding, keep_states=states)
@@ -501,6 +503,8 @@ class Explainer:
         if targets == "prompt" and chat.prefix:
             raise ValueError("messages: expected a last one of a user with targets='prompt', got an assistant's")
         job = self._job(chat, kernel_size, special_tokens, context)
+        if other is not None:
+            other.completed(job)  # which may refuse
         if isinstance(answer, str):
             answer = whole_answer(job, answer)
         ids = None if answer is None else answer_ids(job, answer, special_tokens)

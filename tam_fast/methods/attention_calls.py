@@ -4,7 +4,8 @@ Models of transformers choose the function that attends by name, from their conf
 its attention modules has a copy of the configuration whose name finds ours, which shows the call to whoever watches and
 hands it on to the function that was chosen before: SDPA, FlashAttention or eager, untouched. The name reads as before:
 models that ask for it (sparse attention makes its mask only for some) do what they did. No attention weights are made.
-The names stay registered; in other threads, and when nobody watches, the call is handed on as it is.
+In other threads the call is handed on as it is. Nothing stays: when nobody watches any more, the configurations are the
+models' own, and transformers knows no name of ours.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import copy
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
@@ -79,13 +82,46 @@ After: TypeAlias = Callable[[AttentionCall, Tensor], "Tensor | None"]
 _watching = threading.local()  # .stack: the watchers of this thread, innermost last
 
 
-class _Name(str):
-    """The name of a function that attends: equal to the model's own, but the registry, a dict, finds ours by it."""
+class _Key(str):
+    """What ours is registered under: equal to the model's own name, with another hash: a dict tells them apart."""
 
     __slots__ = ()
 
     def __hash__(self) -> int:
         return hash((_NAME, str(self)))
+
+
+class _Registered:
+    """One function's name, under which the registry, a dict, finds ours while somebody watches, and else that function.
+
+    A thread that runs the model unwatched may hold the name when the last watcher leaves. From then on the name has the
+    hash of a plain string, and finds what the model had chosen. Both hashes are computed by C code, so that no thread
+    is stopped between the hash and the place that it is looked up at.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.key = _Key(name)
+        self.count = 0
+        self._special = staticmethod(partial(int, hash(self.key)))
+        self._kind: Any = type("_Name", (str,), {"__slots__": (), "__hash__": str.__hash__})
+        self.name: str = self._kind(name)
+
+    def enter(self) -> str:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        if not self.count:
+            ALL_ATTENTION_FUNCTIONS.register(self.key, _attend)
+            self._kind.__hash__ = self._special
+        self.count += 1
+        return self.name
+
+    def leave(self) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        self.count -= 1
+        if not self.count:
+            self._kind.__hash__ = str.__hash__
+            ALL_ATTENTION_FUNCTIONS._global_mapping.pop(self.key, None)
 
 
 def attention_modules(layers: Sequence[torch.nn.Module]) -> list[torch.nn.Module | None]:
@@ -142,26 +178,22 @@ class attention_calls:
 
     _lock = threading.RLock()
     _entered: ClassVar[dict[int, tuple[int, Any]]] = {}  # by module: how often it is watched, and its own configuration
+    _names: ClassVar[dict[str, _Registered]] = {}
 
     def __init__(self, layers: Sequence[torch.nn.Module], watcher: Watcher, after: After | None = None) -> None:
-        self._modules = attention_modules(layers)
+        self._modules = [
+            (index, module) for index, module in enumerate(attention_modules(layers)) if module is not None
+        ]
         self._watcher = watcher
         self._after = after
 
     def __enter__(self) -> attention_calls:
-        stack = _stack()
-        with self._lock:
-            for index, module in enumerate(self._modules):
-                if module is None:
-                    continue
-                count, own = self._entered.get(id(module), (0, module.config))
-                if not count:
-                    watched: Any = copy.copy(own)
-                    watched._attn_implementation_internal = _registered(_implementation(own))
-                    module.config = watched
-                self._entered[id(module)] = (count + 1, own)
-                module.__dict__.setdefault("_tam_fast_layer", index)
-        stack.append((set(map(id, self._modules)), self._watcher, self._after))
+        with self._lock, ExitStack() as undo:
+            for index, module in self._modules:
+                self._watch(index, module)
+                undo.callback(self._leave, module)
+            undo.pop_all()
+        _stack().append(({id(module) for _, module in self._modules}, self._watcher, self._after))
         return self
 
     def __exit__(
@@ -169,16 +201,30 @@ class attention_calls:
     ) -> None:
         _stack().pop()
         with self._lock:
-            for module in self._modules:
-                if module is None:
-                    continue
-                count, own = self._entered[id(module)]
-                if count > 1:
-                    self._entered[id(module)] = (count - 1, own)
-                else:  # the configuration first: another thread may be on its way to our function
-                    module.config = own
-                    module.__dict__.pop("_tam_fast_layer", None)
-                    del self._entered[id(module)]
+            for _, module in self._modules:
+                self._leave(module)
+
+    def _watch(self, index: int, module: torch.nn.Module) -> None:
+        count, own = self._entered.get(id(module), (0, module.config))
+        if not count:
+            watched: Any = copy.copy(own)
+            name = _implementation(own)
+            watched._attn_implementation_internal = self._names.setdefault(name, _Registered(name)).enter()
+            module.__dict__["_tam_fast_layer"] = index
+            module.config = watched
+        self._entered[id(module)] = (count + 1, own)
+
+    def _leave(self, module: torch.nn.Module) -> None:
+        count, own = self._entered[id(module)]
+        if count > 1:
+            self._entered[id(module)] = (count - 1, own)
+            return
+        # The configuration first: another thread may be on its way to our function.
+        watched: Any = module.config
+        module.config = own
+        module.__dict__.pop("_tam_fast_layer", None)
+        del self._entered[id(module)]
+        self._names[str(watched._attn_implementation_internal)].leave()
 
 
 def _stack() -> list[Any]:
@@ -190,16 +236,6 @@ def _stack() -> list[Any]:
 
 def _implementation(config: Any) -> str:
     return str(config._attn_implementation or "eager")
-
-
-def _registered(name: str) -> _Name:
-    """Make ours known to transformers; masks are made by the decoder's own configuration, which keeps its name."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ours = _Name(name)
-    if ours not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(ours, _attend)
-    return ours
 
 
 def _attend(

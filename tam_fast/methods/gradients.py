@@ -20,12 +20,12 @@ from torch import Tensor
 
 from tam_fast.methods.logit import cam, final_grad_cam_plusplus, final_layer_cam, plusplus_alpha
 from tam_fast.methods.registry import register
-from tam_fast.methods.task import Task, hooked, is_pixels, layers_of
+from tam_fast.methods.task import Task, hooked, is_pixels, layer_number, layers_of
 from tam_fast.models.capture import decoder_of
 from tam_fast.models.errors import ModelNotSupportedError
-from tam_fast.models.wrappers import uncompiled
+from tam_fast.models.wrappers import uncompiled, unwrap
 
-__all__ = ["gradients_of", "noisy_tasks", "scores_of"]
+__all__ = ["check_sigma", "gradients_of", "noisy_tasks", "scores_of"]
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of activations and gradients (N, C), float32: a map (N,) before its negative values are dropped."""
@@ -104,26 +104,30 @@ def _at_modules(
 
 
 def inner_layers(task: Task, layer: Any) -> list[int]:
-    """Check ``layer=``: a layer's number or "mean"; [] for the last layer, whose gradients are 0."""
-    last = len(task.layers) - 1
-    if not last:
-        raise ModelNotSupportedError(
-            f"method: gradients need an inner layer, and the decoder {type(task.decoder).__name__} has one layer"
-        )
-    if isinstance(layer, str):
-        if layer != "mean":
-            raise ValueError(f'layer: expected None, a layer\'s number or "mean", got {layer!r}')
-        return list(range(last))
-    index = task.layer(layer)
-    if index == last:
+    """Check ``layer=``: a layer's number or "mean"; [] for the last layer, whose gradients are 0, with a warning."""
+    found = _numbered(task.decoder, layer)
+    if not found:
         warnings.warn(
             f"layer: {layer} is the last: a token's logit reads its states at one row only, so that its gradient, and "
             "the map, is 0 at every visual position; None takes the final-layer reading",
             UserWarning,
             stacklevel=2,
         )
-        return []
-    return [index]
+    return found
+
+
+def _numbered(decoder: torch.nn.Module, layer: Any) -> list[int]:
+    last = len(layers_of(decoder)) - 1
+    if not last:
+        raise ModelNotSupportedError(
+            f"method: gradients need an inner layer, and the decoder {type(decoder).__name__} has one layer"
+        )
+    if isinstance(layer, str):
+        if layer != "mean":
+            raise ValueError(f'layer: expected None, a layer\'s number or "mean", got {layer!r}')
+        return list(range(last))
+    index = layer_number(layers_of(decoder), layer)
+    return [] if index == last else [index]
 
 
 def _scaled(maps: Tensor) -> Tensor:
@@ -163,7 +167,7 @@ def _layer_cam(states: Tensor, gradients: Tensor) -> Tensor:
 
 def _has_layers(model: Any, layer: Any = None, **_: Any) -> None:
     if layer is not None:
-        layers_of(decoder_of(model))
+        _numbered(decoder_of(unwrap(model)), layer)
 
 
 _COST = "1 forward; at an inner layer T backwards more"
@@ -211,8 +215,19 @@ def _norms(layers: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
     return found
 
 
-def _has_norms(model: Any, **_: Any) -> None:
-    _norms(layers_of(decoder_of(model)))
+def _has_norms(model: Any, layer: Any = None, smooth: Any = False, sigma: Any = 0.1, **_: Any) -> None:
+    decoder = decoder_of(unwrap(model))
+    _norms(layers_of(decoder))
+    _numbered(decoder, 0 if layer is None else _one(layer))
+    check_sigma(sigma)
+    if smooth is not False:
+        _copies(smooth)
+
+
+def _one(layer: Any) -> Any:
+    if isinstance(layer, str):
+        raise ValueError(f"layer: expected a layer's number, got {layer!r}")
+    return layer
 
 
 @register(
@@ -253,9 +268,7 @@ def llava_cam(
     last = len(task.layers) - 1
     if layer is None:
         layer = max(last - 1, 0)
-    index = inner_layers(task, layer)
-    if isinstance(layer, str):
-        raise ValueError(f"layer: expected a layer's number, got {layer!r}")
+    index = inner_layers(task, _one(layer))
     if not index:
         return torch.zeros((len(task), task.visual.numel()))
     norms = [_norms(task.layers)[number] for number in index]
@@ -308,8 +321,7 @@ def noisy_tasks(
     pixels : bool
         Whether pixels get the noise, where there are any.
     """
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < float("inf"):
-        raise ValueError(f"sigma: expected a finite number from 0, got {sigma!r}")
+    check_sigma(sigma)
     names = [name for name, value in task.inputs.items() if is_pixels(name, value)] if pixels else []
     generator = torch.Generator().manual_seed(seed)
     if noise is None and names:
@@ -332,6 +344,12 @@ def noisy_tasks(
         drawn = (visual + part.to(visual) for part in given)
     for values in drawn:
         yield task, with_visual(task, values)
+
+
+def check_sigma(sigma: Any) -> None:
+    """Check ``sigma=``, a standard deviation."""
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < float("inf"):
+        raise ValueError(f"sigma: expected a finite number from 0, got {sigma!r}")
 
 
 def with_visual(task: Task, values: Tensor) -> Tensor:

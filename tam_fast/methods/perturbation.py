@@ -10,25 +10,37 @@ forward gives all T tokens of an answer: it would cost T times as much. So they 
 Options of all methods
 ----------------------
 regions, images
-    How the cells are divided, see :func:`tam_fast.methods.regions.region_labels`: in 64 blocks, or
-    superpixels of `images`.
+    How the cells are divided, see :func:`tam_fast.methods.regions.region_labels`: in 64 blocks, or superpixels of
+    `images`. ``explain`` knows the images: there None takes superpixels of them, True insists, False takes blocks.
 baseline, normalization
     What stands where a region is absent, ``"mean_embedding"`` by default; see :class:`tam_fast.methods.values.Values`.
+    ``explain`` asks the processor for the normalization of pixels.
 batch_size, budget, progress
     How many variants are run at once, and in all; who is told. See :class:`tam_fast.methods.values.Values`. Where the
-    budget ends early, the maps are made of what is known by then, and a warning says so.
+    budget ends early, the maps are made of what is known by then, and a warning says so. ``explain`` takes True for
+    `progress` too, which shows a bar.
 seed
     Where masks are drawn: the same seed draws the same, on every machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tam_fast.methods.regions import cell_places, cells_kept, checked_masks, region_labels, soft_masks, spread
+from tam_fast.methods.regions import (
+    cell_places,
+    cells_kept,
+    check_regions,
+    checked_masks,
+    region_labels,
+    soft_masks,
+    spread,
+)
 from tam_fast.methods.registry import register
 from tam_fast.methods.search import greedy_places
 from tam_fast.methods.surrogates import (
@@ -60,23 +72,67 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+def _count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value.__index__()) < 1:
+        raise ValueError(f"{name}: expected a number from 1, got {value!r}")
+
+
+def _count_or_none(value: Any, name: str) -> None:
+    if value is not None:
+        _count(value, name)
+
+
+def _number(value: Any, name: str, lowest: float, expected: str, open_end: bool = False) -> None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or not (lowest < value if open_end else lowest <= value) or value == float("inf"):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _probability(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
+
+
+def _seed(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not -(2**63) <= int(value.__index__()) < 2**63:
+        raise ValueError(f"{name}: expected a whole number of 64 bits, got {value!r}")
+
+
+def _told(value: Any, name: str) -> None:
+    if value is True or not (value in (False, None) or callable(value)):
+        raise TypeError(f"{name}: expected a callable (done, total) or False, got {value!r}")
+
+
+def _flag(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _regions(value: Any, _name: str) -> None:
+    check_regions(value)
+
+
+_CHECKS: dict[str, Callable[[Any, str], None]] = {
+    **dict.fromkeys(("samples", "size", "refresh", "batch_size"), _count),
+    **dict.fromkeys(("budget", "steps", "scope"), _count_or_none),
+    "probability": _probability,
+    "width": partial(_number, lowest=0, expected="a number above 0", open_end=True),
+    **dict.fromkeys(("alpha", "weight"), partial(_number, lowest=0, expected="a number from 0")),
+    "seed": _seed,
+    "regions": _regions,
+    "progress": _told,
+    "together": _flag,
+}
+
+
 def _needs(method: str, signed: bool) -> dict[str, Any]:
-    def check(model: Any, baseline: Any = "mean_embedding", **_: Any) -> None:
+    def check(model: Any, baseline: Any = "mean_embedding", **options: Any) -> None:
         check_baseline(model, method, baseline)
+        for name, value in options.items():
+            if name in _CHECKS:
+                _CHECKS[name](value, name)
 
     return {"kind": "perturbation", "needs": ["forwards"], "signed": signed, "check": check, **_OPTIONS}
-
-
-def _samples(samples: Any, name: str = "samples") -> int:
-    if isinstance(samples, bool) or not hasattr(samples, "__index__") or int(samples.__index__()) < 1:
-        raise ValueError(f"{name}: expected a number from 1, got {samples!r}")
-    return int(samples.__index__())
-
-
-def _probability(probability: Any) -> float:
-    if isinstance(probability, bool) or not isinstance(probability, (int, float)) or not 0 < probability < 1:
-        raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
-    return float(probability)
 
 
 @register(
@@ -140,14 +196,10 @@ def lime(
         Of the ridge; the intercept is free.
     seed : int
     """
-    if not isinstance(width, (int, float)) or not width > 0:
-        raise ValueError(f"width: expected a number above 0, got {width!r}")
-    if not isinstance(alpha, (int, float)) or not alpha >= 0:
-        raise ValueError(f"alpha: expected a number from 0, got {alpha!r}")
     labels = region_labels(task.layout, regions, images)
     count = int(labels.max()) + 1
     if masks is None:
-        drawn = random_masks(_samples(samples), count, seed)
+        drawn = random_masks(samples, count, seed)
         drawn[0] = True
     else:
         drawn = checked_masks(masks, labels)
@@ -190,7 +242,7 @@ def shap(
     seed : int
     """
     labels = region_labels(task.layout, regions, images)
-    count, samples = int(labels.max()) + 1, _samples(samples)
+    count = int(labels.max()) + 1
     values = Values(task, "shap", **how)
     if masks is None and count <= EXACT and (values.budget is None or values.budget >= 2**count):
         values.plan(2**count)
@@ -224,12 +276,12 @@ def shap(
     size=8,
     probability=0.5,
     seed=0,
-    **_needs("rise", signed=False),
+    **{**_needs("rise", signed=False), "images": False},
 )
 def rise(
     task: Task,
     regions: Any = None,
-    images: Any = None,
+    images: Any = False,
     samples: int = 512,
     masks: Any = None,
     size: int = 8,
@@ -237,15 +289,18 @@ def rise(
     seed: int = 0,
     **how: Any,
 ) -> Tensor:
-    """RISE: the expected probability of the token where a cell stays.
+    """RISE: the expected probability of the token where a cell stays, S(cell) = E[p(y | M) | M(cell) = 1].
 
-    S(cell) = 1 / (E[M] n) sum_i p(y | M_i) M_i(cell), Eq. 6 of the paper. The score is p itself, as there, and not its
-    logarithm: that is never above 0. E[M] is the probability with which masks were drawn; of given masks their mean.
+    S(cell) = sum_i p(y | M_i) M_i(cell) / sum_i M_i(cell): Eq. 6 of the paper, whose E[M] is here what the masks show
+    of the cell, and not the probability that they were drawn with, as in the published program. By that one number the
+    map of a token that is likely under most masks is the pattern of the masks themselves. The score is p, as in the
+    paper, and not its logarithm: that is never above 0. A cell that no mask shows has 0.
 
     Parameters
     ----------
     regions, images
-        Where given, whole regions stay or go in place of smooth masks.
+        Where given, whole regions stay or go in place of smooth masks; no superpixels are taken unasked, not by
+        ``explain`` either.
     samples : int
     masks : (M, N) or (M, K) array, optional
         Masks of cells, or of regions, in their place: how much stays, 0..1.
@@ -257,20 +312,19 @@ def rise(
     seed : int
     """
     labels = region_labels(task.layout, regions, images)
-    samples, kept_part = _samples(samples), _probability(probability)
-    size = _samples(size, "size")
     if masks is not None:
         drawn = soft_masks(masks, labels)
-        kept_part = float(drawn.mean())
-    elif regions is None and images is None:
-        drawn = _smooth_masks(task, samples, size, kept_part, seed)
+    elif regions is None and (images is None or images is False):
+        drawn = _smooth_masks(task, samples, size, probability, seed)
     else:
-        drawn = cells_kept(random_masks(samples, int(labels.max()) + 1, seed, kept_part), labels).double()
+        drawn = cells_kept(random_masks(samples, int(labels.max()) + 1, seed, probability), labels).double()
     values = Values(task, "rise", **how)
     values.plan(len(drawn))
     known = values(drawn).exp()
     values.warn(f"the mean is of {len(known)} of {len(drawn)} masks")
-    return known.T @ drawn[: len(known)] / max(kept_part * len(known), 1e-30)
+    shown = drawn[: len(known)]
+    mass = shown.sum(dim=0)
+    return known.T @ shown / torch.where(mass > 0, mass, 1.0)
 
 
 def _smooth_masks(task: Task, samples: int, size: int, probability: float, seed: int) -> Tensor:
@@ -334,13 +388,6 @@ def region_search(
     together : bool
         One search for all tokens by their mean probability, as EAGLE's of a sentence: they have one map.
     """
-    for name, value in (("steps", steps), ("scope", scope), ("refresh", refresh)):
-        if value is not None or name == "refresh":
-            _samples(value, name)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-        raise ValueError(f"weight: expected a number from 0, got {weight!r}")
-    if not isinstance(together, bool):
-        raise TypeError(f"together: expected True or False, got {together!r}")
     labels = region_labels(task.layout, regions, images)
     values = Values(task, "region_search", **how)
     made = greedy_places(values, labels, steps=steps, scope=scope, refresh=refresh, weight=weight, together=together)

@@ -18,7 +18,7 @@ from tam_fast.maps.canvas import Canvas
 from tam_fast.maps.layout import Layout
 from tam_fast.models.images import load_images
 
-__all__ = ["REGIONS", "block_labels", "cell_places", "region_labels", "slic"]
+__all__ = ["REGIONS", "block_labels", "cell_places", "check_regions", "region_labels", "slic"]
 
 REGIONS = 64
 """How many regions there are if nothing is said; as EAGLE has them."""
@@ -38,7 +38,7 @@ def region_labels(layout: Layout, regions: Any = None, images: Any = None) -> Te
         fewer. ``"cells"``: each cell by itself. Labels of the cells of all grids in order: they are numbered anew in
         their order, 0, 1, ..; cells of a negative label belong to none, and stay.
     images : image or list of images, optional
-        The sources of the grids, in order. Frames of videos are divided in blocks.
+        The sources of the grids, in order; None and False: blocks. Frames of videos are divided in blocks.
 
     Returns
     -------
@@ -51,19 +51,31 @@ def region_labels(layout: Layout, regions: Any = None, images: Any = None) -> Te
         If they are something else.
     """
     count = layout.visual_positions.numel()
+    wanted = check_regions(regions)
+    if images is True:
+        raise TypeError("images: expected pictures, got True: only explain knows which they are")
+    if wanted is None:
+        return torch.arange(count) if isinstance(regions, str) else _given(regions, count)
+    if images is None or images is False:
+        return _renumbered(block_labels(layout, wanted))
+    return _renumbered(_superpixel_labels(layout, wanted, images))
+
+
+def check_regions(regions: Any) -> int | None:
+    """Check what can be known of ``regions=`` before there is a layout; return how many, None of cells and labels."""
     if isinstance(regions, str):
         if regions != "cells":
             raise ValueError(f'regions: expected a number, labels or "cells", got {regions!r}')
-        return torch.arange(count)
-    one = (
-        hasattr(regions, "__index__") and not getattr(regions, "ndim", 0) and not isinstance(regions, (bool, np.bool_))
-    )
-    if regions is not None and not one:
-        return _given(regions, count)
-    wanted = REGIONS if regions is None else int(regions.__index__())
+        return None
+    if regions is None:
+        return REGIONS
+    one = hasattr(regions, "__index__") and not getattr(regions, "ndim", 0)
+    if not one or isinstance(regions, (bool, np.bool_)):
+        return None
+    wanted = int(regions.__index__())
     if wanted < 1:
         raise ValueError(f"regions: expected at least 1, got {wanted}")
-    return _renumbered(block_labels(layout, wanted) if images is None else _superpixel_labels(layout, wanted, images))
+    return wanted
 
 
 def _given(regions: Any, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -230,17 +231,14 @@ class _Seen:
                     self._parts.append((index, part, None))
 
     def __enter__(self) -> None:
-        self._hooks = [
-            hooked(self._layers, self._before, pre=True),
-            hooked(self._layers, self._after),
-            hooked([part for _, part, _ in self._parts], self._part),
-        ]
-        for hook in self._hooks:
-            hook.__enter__()
+        with ExitStack() as hooks:
+            hooks.enter_context(hooked(self._layers, self._before, pre=True))
+            hooks.enter_context(hooked(self._layers, self._after))
+            hooks.enter_context(hooked([part for _, part, _ in self._parts], self._part))
+            self._hooks = hooks.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.__exit__(None, None, None)
+        self._hooks.close()
 
     def _before(self, _index: int, _layer: torch.nn.Module, arguments: Any) -> None:
         given = arguments[0] if arguments else self.outputs[-1]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tam_fast.methods.gradients import gradients_of, noisy_tasks, scores_of, with_visual
+from tam_fast.methods.gradients import check_sigma, gradients_of, noisy_tasks, scores_of, with_visual
 from tam_fast.methods.registry import register
 from tam_fast.methods.task import Task
 from tam_fast.models.errors import ModelNotSupportedError
@@ -67,11 +67,29 @@ def gradient_input(task: Task) -> Tensor:
     )
 
 
+def _check_steps(_model: Any, steps: Any = 32, baseline: Any = "mean") -> None:
+    _number(steps, "steps")
+    if isinstance(baseline, str) and baseline not in ("zero", "mean"):
+        raise ValueError(f'baseline: expected "zero", "mean" or embeddings, got {baseline!r}')
+
+
+def _check_copies(_model: Any, copies: Any = 16, sigma: Any = 0.1, **_: Any) -> None:
+    _number(copies, "copies")
+    check_sigma(sigma)
+
+
+def _number(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value.__index__()) < 1:
+        raise ValueError(f"{name}: expected a number from 1, got {value!r}")
+    return int(value.__index__())
+
+
 @register(
     "integrated_gradients",
     signed=True,
     source="Sundararajan et al. 2017, Eq. 1",
     cost="steps x (1 forward, T backwards)",
+    check=_check_steps,
     steps=32,
     baseline="mean",
     **_NEEDS,
@@ -90,13 +108,12 @@ def integrated_gradients(task: Task, steps: int = 32, baseline: Any = "mean") ->
     baseline : "mean", "zero" or Tensor (C,) or (N, C)
         x': the mean visual embedding of the input, zeros, or other embeddings.
     """
-    if isinstance(steps, bool) or not hasattr(steps, "__index__") or int(steps.__index__()) < 1:
-        raise ValueError(f"steps: expected a number from 1, got {steps!r}")
+    steps = _number(steps, "steps")
     values = visual_embeddings(task, "integrated_gradients")
     start = baseline_embeddings(values, baseline)
     way = values.float() - start.float()
     total = torch.zeros((len(task), values.shape[0]), device=values.device)
-    for place, weight in _points(int(steps.__index__()), not bool(start.any())):
+    for place, weight in _points(steps, not bool(start.any())):
         at = (start.float() + place * way).to(values)
         found = [(gradient.to(way) * way).sum(dim=1) for gradient in _gradients(task, at, "integrated_gradients")]
         total += weight * torch.stack(found)
@@ -145,6 +162,7 @@ def baseline_embeddings(values: Tensor, baseline: Any, option: str = "baseline")
     "smooth_grad",
     source="Smilkov et al. 2017; norm over channels as Li et al. 2016",
     cost="copies x (1 forward, T backwards)",
+    check=_check_copies,
     copies=16,
     sigma=0.1,
     seed=0,
@@ -164,12 +182,11 @@ def smooth_grad(task: Task, copies: int = 16, sigma: float = 0.1, seed: int = 0,
     noise : (copies, N, C) Tensor, optional
         Noise to be added, in place of drawn noise.
     """
-    if isinstance(copies, bool) or not hasattr(copies, "__index__") or int(copies.__index__()) < 1:
-        raise ValueError(f"copies: expected a number from 1, got {copies!r}")
+    copies = _number(copies, "copies")
     visual_embeddings(task, "smooth_grad")
     count, total = 0, torch.zeros(())
     visual = task.visual.to(task.device)
-    for _, embeddings in noisy_tasks(task, int(copies.__index__()), sigma, seed, noise, pixels=False):
+    for _, embeddings in noisy_tasks(task, copies, sigma, seed, noise, pixels=False):
         assert embeddings is not None
         total = total.to(task.device) + torch.stack(list(_gradients(task, embeddings[0, visual], "smooth_grad")))
         count += 1

@@ -53,6 +53,11 @@ def without_shared(similarity: Tensor, scores: Tensor) -> Tensor:
     return weighted - weighted.mean(dim=-2, keepdim=True)
 
 
+def _check_cls(_model: Any, cls: Any = "token", **_: Any) -> None:
+    if cls not in ("token", "mean"):
+        raise ValueError(f'cls: expected "token" or "mean", got {cls!r}')
+
+
 @register(
     "feature_surgery",
     kind="logit",
@@ -60,6 +65,7 @@ def without_shared(similarity: Tensor, scores: Tensor) -> Tensor:
     signed=True,
     source=f"{_SOURCE}, Eq. 6 to 8",
     cost="1 forward",
+    check=_check_cls,
     cls="token",
     normalize=True,
 )
@@ -78,8 +84,7 @@ def feature_surgery(task: Task, cls: str = "token", normalize: bool = True) -> T
         Whether states and rows are made unit vectors first, as CLIP's are. As they come, the softmax over classes has
         one winner, and nothing is left of the others.
     """
-    if cls not in ("token", "mean"):
-        raise ValueError(f'cls: expected "token" or "mean", got {cls!r}')
+    _check_cls(None, cls)
     hidden = task.hidden()
     states = hidden[task.visual.to(hidden.device)].float()
     classes, which = task.targets.unique(return_inverse=True)

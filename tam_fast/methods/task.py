@@ -21,7 +21,7 @@ from tam_fast.models.logits import Transform
 from tam_fast.models.recording import MISMATCH, record
 from tam_fast.models.wrappers import input_device, uncompiled, unwrap
 
-__all__ = ["DecoderCall", "Task", "hooked", "is_pixels", "layers_of"]
+__all__ = ["DecoderCall", "Task", "hooked", "is_pixels", "layer_number", "layers_of"]
 
 
 class _SeenError(Exception):
@@ -332,14 +332,19 @@ class Task:
         """The decoder's layers, in order."""
         return layers_of(self.decoder)
 
-    def layer(self, index: Any, option: str = "layer") -> int:
+    def layer(self, index: Any) -> int:
         """Check the number of a layer; negative ones count from the end."""
-        count = len(self.layers)
-        if isinstance(index, bool) or not hasattr(index, "__index__"):
-            raise TypeError(f"{option}: expected a layer's number, got {index!r}")
-        if not -count <= index < count:
-            raise ValueError(f"{option}: expected a layer from 0 to {count - 1}, got {index}")
-        return int(index.__index__()) % count
+        return layer_number(self.layers, index)
+
+
+def layer_number(layers: Sequence[torch.nn.Module], index: Any) -> int:
+    """Check the number of a layer, ``layer=``; negative ones count from the end."""
+    count = len(layers)
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
+        raise TypeError(f"layer: expected a layer's number, got {index!r}")
+    if not -count <= index < count:
+        raise ValueError(f"layer: expected a layer from 0 to {count - 1}, got {index}")
+    return int(index.__index__()) % count
 
 
 def layers_of(decoder: torch.nn.Module) -> Sequence[torch.nn.Module]:

@@ -100,3 +100,139 @@ def test_a_model_that_cannot_is_named_before_it_is_run(qwen, monkeypatch):
     monkeypatch.setattr("tam_fast.explain.explainer.prepare_chat", None)
     with pytest.raises(ModelNotSupportedError, match="'cam' needs more"):
         qwen.explain(picture(), PROMPT, method="cam")
+
+
+# What the prompt knows of a method's options ----------------------------------------------------------------------
+
+
+def told(monkeypatch):
+    """Options that a method is run with."""
+    from tam_fast.explain import methods
+
+    seen = []
+
+    def look(task, method, options):
+        seen.append(options)
+        return torch.zeros((len(task), task.visual.numel()))
+
+    monkeypatch.setattr(methods, "raw_maps", look)
+    return seen
+
+
+def test_superpixels_are_of_the_prompts_images(qwen, monkeypatch):
+    seen, image = told(monkeypatch), picture(112, 84)
+
+    def asked(method="lime", **options):
+        qwen.explain(image, PROMPT, answer=ANSWER, method=method, method_options=options)
+        return seen[-1]
+
+    for given in ({}, {"images": None}, {"images": True}):
+        (one,) = asked(**given)["images"]
+        assert one.size == (112, 84)
+    assert asked(images=False)["images"] is None
+    assert asked(images=[image])["images"] == [image]
+    assert asked("rise")["images"] is None, "its masks are smooth unless they are asked for by regions"
+    assert len(asked("rise", images=True)["images"]) == 1
+    qwen.explain(prompt=PROMPT, answer=ANSWER, method="lime")
+    assert seen[-1]["images"] is None
+    with pytest.raises(
+        ValueError, match="images: expected a prompt with images whose superpixels True takes, got none"
+    ):
+        qwen.explain(prompt=PROMPT, answer=ANSWER, method="lime", method_options={"images": True})
+
+
+def test_superpixels_of_images_in_messages(qwen):
+    message = {
+        "role": "user",
+        "content": [
+            {"type": "image", "image": picture(112, 84)},
+            {"type": "image", "image": picture(84, 84, seed=1)},
+            {"type": "text", "text": PROMPT},
+        ],
+    }
+    options = {"regions": 8}
+    e = qwen.explain(messages=[message], answer=ANSWER, method="occlusion", method_options=options)
+    blocks = qwen.explain(
+        messages=[message], answer=ANSWER, method="occlusion", method_options={**options, "images": False}
+    )
+    assert e.maps.maps.shape == blocks.maps.maps.shape
+    assert not torch.equal(e.maps.maps, blocks.maps.maps)
+
+
+def test_absent_pixels_are_grey_after_what_the_processor_does(qwen, monkeypatch):
+    seen, part = told(monkeypatch), qwen.processor.image_processor
+
+    def normalization(baseline, **changed):
+        for name, value in changed.items():
+            monkeypatch.setattr(part, name, value)
+        qwen.explain(picture(), PROMPT, answer=ANSWER, method="lime", method_options={"baseline": baseline})
+        return seen[-1]["normalization"]
+
+    assert normalization("mean_embedding") is normalization("blur") is None
+    found = normalization("grey", image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.1])
+    for one, other in zip(found, ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)), strict=True):
+        assert one == pytest.approx(other)
+    assert normalization("black") == found
+    assert normalization("black", do_normalize=False) == (pytest.approx((0.0,)), pytest.approx((1.0,)))
+    found = normalization("grey", do_normalize=True, do_rescale=False)
+    assert found[0] == pytest.approx((0.5 / 255, 0.4 / 255, 0.3 / 255))
+
+
+@pytest.mark.parametrize("baseline", ["grey", "black", "mean", "blur"])
+def test_absent_pixels_just_work(qwen, baseline):
+    options = {"baseline": baseline, "regions": 3}
+    e = qwen.explain(picture(), PROMPT, answer="A dog.", method="occlusion", method_options=options)
+    assert bool(e.maps.maps.any())
+
+
+def test_progress_is_shown(qwen, monkeypatch):
+    from contextlib import contextmanager
+
+    from tam_fast.explain import methods
+    from tam_fast.explain.progress import Progress
+
+    bars = []
+
+    @contextmanager
+    def progress(total, what):
+        bars.append([what, total, 0, "open"])
+
+        def advance(count):
+            bars[-1][2] += count
+
+        yield Progress(advance)
+        bars[-1][3] = "closed"
+
+    monkeypatch.setattr(methods, "progress", progress)
+    options = {"regions": 8, "images": False, "progress": True}
+
+    def run(method, **more):
+        return qwen.explain(picture(), PROMPT, answer="A dog.", method=method, method_options={**options, **more})
+
+    run("occlusion")
+    ((what, total, done, state),) = bars
+    assert what == "passes of occlusion"
+    assert total == done > 1
+    assert state == "closed"
+    bars.clear()
+    run("region_search", steps=3)  # whose total grows
+    assert [bar[1] for bar in bars] == [bars[0][2], None]
+    assert [bar[3] for bar in bars] == ["closed", "closed"]
+    bars.clear()
+    seen = []
+    run("occlusion", progress=lambda *said: seen.append(said))
+    assert seen
+    assert not bars
+    run("occlusion", progress=False)
+    assert not bars
+
+
+def test_wrong_values_of_options_are_refused_before_anything_is_run(qwen, monkeypatch):
+    monkeypatch.setattr("tam_fast.explain.explainer.prepare_chat", None)
+    for method, options, message in (
+        ("rise", {"samples": 0}, "samples: expected a number from 1, got 0"),
+        ("layer_cam", {"layer": 99}, "layer: expected a layer from 0"),
+        ("attention", {"layer": 99}, "layer: expected a layer from 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            qwen.explain(picture(), PROMPT, method=method, method_options=options)

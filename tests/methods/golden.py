@@ -112,10 +112,12 @@ def whole(family: str, size: tuple[int, int] = (90, 60), images: int = 1, attent
 
     from tam_fast.models.inputs import prepare_inputs
 
-    built = build(family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # builders draw matrices by a seed, and leave vectors (gates, class tokens) as they come
+        built = build(family)
     model = built.model
     if attention is not None:
-        model = _copied(model)
+        model = copied(model)
         model.set_attn_implementation(attention)
     pictures = [picture(*size, seed=index) for index in range(images)]
     prompt = prepare_inputs(model, built.processor, pictures, PROMPT)
@@ -130,7 +132,7 @@ def whole(family: str, size: tuple[int, int] = (90, 60), images: int = 1, attent
     return Case(model, inputs, prompt.layout, torch.cat([prompt.input_ids, torch.tensor(ANSWER)]))
 
 
-def _copied(model: Any) -> Any:
+def copied(model: Any) -> Any:
     """Copy a model without the hooks that transformers leaves after a first pass, which do not work on a copy."""
     made = copy.deepcopy(model)
     for module in made.modules():

@@ -75,6 +75,28 @@ def test_the_last_layers_maps_are_zero(decoder, method):
         decoder.attribute(method, layer=0.5)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *((method, {"layer": 3}, "layer: expected a layer from 0 to 2, got 3") for method in [*CAMS, "llava_cam"]),
+        *((method, {"layer": "first"}, "layer: expected") for method in [*CAMS, "llava_cam"]),
+        ("llava_cam", {"smooth": 0}, "smooth: expected False, True or a number of copies from 1, got 0"),
+        ("llava_cam", {"sigma": -1}, "sigma: expected a finite number from 0, got -1"),
+        ("smooth_grad", {"sigma": None}, "sigma: expected a finite number from 0, got None"),
+        ("smooth_grad", {"copies": 0}, "copies: expected a number from 1, got 0"),
+        ("integrated_gradients", {"steps": True}, "steps: expected a number from 1, got True"),
+        ("integrated_gradients", {"baseline": "grey"}, 'baseline: expected "zero", "mean" or embeddings'),
+        ("feature_surgery", {"cls": "first"}, 'cls: expected "token" or "mean", got \'first\''),
+    ],
+)
+def test_wrong_options_are_refused_before_the_forward(method, options, message, monkeypatch):
+    case = golden.decoder("a")
+    monkeypatch.setattr(type(case.model), "forward", None)
+    monkeypatch.setattr(type(case.model.model), "forward", None)
+    with pytest.raises(ValueError, match=message):
+        case.attribute(method, **options)
+
+
 @pytest.mark.parametrize("method", [*CAMS, "llava_cam"])
 def test_all_targets_share_one_forward(method):
     case, ran = golden.decoder("b"), []

@@ -118,9 +118,25 @@ def test_rise_is_the_expected_probability():
     likely = values_of(case, masks, labels).exp()
     kept = cells_kept(masks, labels).double()
     drawn = case.attribute("rise", regions=labels, samples=40, probability=0.3, seed=3).maps
-    golden.close(drawn, likely.T @ kept / (0.3 * 40))
+    golden.close(drawn, torch.stack([likely[row].mean(dim=0) for row in kept.T.bool()], dim=1))
     given = case.attribute("rise", regions=labels, masks=masks).maps
-    golden.close(given, likely.T @ kept / (kept.mean() * 40))
+    golden.close(given, drawn)
+
+
+def test_rise_does_not_show_its_masks():
+    """A token as likely under any mask has an even map, however often the masks show each cell."""
+    case = golden.decoder("b")
+    embeddings = case.inputs["inputs_embeds"].clone()
+    visual = case.layout.visual_positions
+    embeddings[0, visual] = embeddings[0, visual].mean(dim=0)  # what is absent anyway
+    same = golden.Case(case.model, {"inputs_embeds": embeddings}, case.layout, case.token_ids)
+    found = same.attribute("rise", samples=5).maps
+    golden.close(found, found.mean(dim=1, keepdim=True).expand_as(found))
+    masks = torch.zeros(3, 18)
+    masks[:, 4:] = 1.0
+    unseen = case.attribute("rise", masks=masks).maps
+    assert not unseen[:, :4].any(), "cells that no mask shows"
+    assert bool((unseen[:, 4:] > 0).all())
 
 
 def test_rise_mixes_where_masks_are_between():
@@ -136,7 +152,7 @@ def test_rise_mixes_where_masks_are_between():
         with torch.no_grad():
             logits = case.model(inputs_embeds=variant).logits[0, start - 1 :]
         likely = logits.softmax(dim=1).gather(1, case.token_ids[start:, None])
-        expected += likely * mask / (3 * masks.mean())
+        expected += likely * mask / masks.sum(dim=0)
     golden.close(case.attribute("rise", masks=masks).maps, expected)
 
 
@@ -278,11 +294,21 @@ def test_progress_is_told_what_was_planned():
         ("region_search", {"steps": 0}, "steps: expected a number from 1"),
         ("region_search", {"refresh": None}, "refresh: expected a number from 1"),
         ("region_search", {"weight": -1}, "weight: expected a number from 0"),
+        ("region_search", {"scope": True}, "scope: expected a number from 1, got True"),
+        ("lime", {"alpha": float("inf")}, "alpha: expected a number from 0, got inf"),
+        ("lime", {"width": float("nan")}, "width: expected a number above 0, got nan"),
+        ("lime", {"seed": 0.5}, "seed: expected a whole number of 64 bits, got 0.5"),
+        ("shap", {"regions": 0}, "regions: expected at least 1, got 0"),
+        ("shap", {"regions": "cell"}, "regions: expected a number, labels or \"cells\", got 'cell'"),
     ],
 )
 def test_options_are_checked(method, options, message):
+    case = golden.decoder("b")
     with pytest.raises(ValueError, match=message):
-        golden.decoder("b").attribute(method, **options)
+        case.attribute(method, **options)
+    if not set(options) & {"baseline", "normalization", "masks"}:  # of these more must be known
+        with pytest.raises(ValueError, match=message):
+            METHODS[method].check(case.model, **{**METHODS[method].options, **options})
 
 
 @pytest.mark.parametrize(
@@ -290,6 +316,7 @@ def test_options_are_checked(method, options, message):
     [
         ({"progress": True}, r"progress: expected a callable \(done, total\) or False, got True"),
         ({"regions": object()}, "regions: expected a number or labels"),
+        ({"images": True}, "images: expected pictures, got True"),
         ({"baseline": object()}, "baseline: expected a name or an embedding, got object"),
     ],
 )

@@ -101,8 +101,7 @@ def gemma3_by_patches(monkeypatch, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_rules_of_gemma3_by_patches(monkeypatch, method):
     case = golden.whole("gemma3")
-    if case.model.config._attn_implementation != "sdpa":
-        pytest.skip("needs sdpa")
+    assert case.model.config._attn_implementation == "sdpa", "which the patches stand in for"
     found, _ = everywhere(case, method)
     task = case.task()
     leaf = task.call.embeddings.clone().requires_grad_()
