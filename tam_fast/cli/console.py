@@ -44,6 +44,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     FILE = 3
     MODEL = 4
+    ERROR_ROWS = 5
 
 
 EPILOG = """\b
@@ -53,6 +54,7 @@ Exit codes:
   2  wrong usage: an option's value, options that contradict each other, an empty prompt
   3  a file: an input that cannot be read, is of another kind or too large; results or an output that cannot be written
   4  the model: not found, not supported, or unable to take this input; its answer lacks the words to explain
+  5  a data set is finished, and there are error rows
 With several images each is explained on its own; one that fails is reported, the others are still explained, and
 the exit code is the first failure's."""
 """What stands at the end of every help text."""

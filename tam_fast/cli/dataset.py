@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dataset"]
 
-ERROR_ROWS = 5
-"""Exit code of a data set that is finished and holds error rows."""
-
-
 class EngineName(str, Enum):
     """What schedules the work."""
 
@@ -155,7 +151,7 @@ def dataset(
     if not report.finished:
         raise typer.Exit(int(ExitCode.FAILURE))
     if report.errors:
-        raise typer.Exit(ERROR_ROWS)
+        raise typer.Exit(int(ExitCode.ERROR_ROWS))
 
 
 def _run(
