@@ -192,9 +192,11 @@ def test_smoke_training_lowers_the_loss_and_writes_a_model(tokenizer_folder, tmp
 def test_the_package_is_the_command(tmp_path, monkeypatch, threads):
     asked = []
     monkeypatch.setattr(command, "train", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: asked.append("memory"))
     monkeypatch.setattr(sys, "argv", ["train", "--smoke", "--output", str(tmp_path), "--threads", "1"])
     runpy.run_module("tam_fast.demo.train", run_name="__main__")
-    (output, plan, _, checkpoints, tokenizer), *others = asked
+    first, (output, plan, _, checkpoints, tokenizer), *others = asked
+    assert first == "memory"
     assert (output, plan, checkpoints, tokenizer, others) == (tmp_path, tr.SMOKE, None, tr.ASSETS, [])
     assert torch.get_num_threads() == 1
 
@@ -206,5 +208,6 @@ def test_of_several_seeds_the_best_by_validation_is_kept(tmp_path, monkeypatch, 
         return {"validation": {"caption": {1: 0.4, 2: 0.9, 3: 0.5}[plan.seed], "dark": 1.0}}
 
     monkeypatch.setattr(command, "train", fake)
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: True)
     command.main(["--output", str(tmp_path), "--seed", "1", "2", "3", "--threads", "1"])
     assert (tmp_path / "model.safetensors").read_text() == "2"

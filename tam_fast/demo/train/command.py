@@ -12,6 +12,7 @@ import torch
 
 from tam_fast.demo import ASSETS
 from tam_fast.demo.train.checks import score
+from tam_fast.demo.train.memory import keep_freed_memory
 from tam_fast.demo.train.plan import SMOKE, Plan
 from tam_fast.demo.train.trainer import train
 
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model, to try the program")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
 
     def log(line: str) -> None:
         print(line, flush=True)

@@ -8,50 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tam_fast.demo.train.attention import Pattern, attend
 from tam_fast.demo.train.batches import Batch
+from tam_fast.demo.train.packing import Talks
+from tam_fast.demo.train.rows import in_pairs, normalise, phases, turn
 from tam_fast.demo.train.samples import Shape
 from tam_fast.demo.train.words import BETWEEN, PREFIX, SLOT_WORDS, Words
 
 __all__ = ["Lean"]
 
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+_QUICK = 1.702
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Attention in float32: on a CPU faster than in bfloat16 for heads as small as these."""
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=causal)
+def _projected(normal: Tensor, linear: Any, norm: Any, width: int = 0) -> Tensor:
+    """Apply the weight of a norm and then a linear layer: one product with a matrix that holds both.
 
-
-def _attend_apart(query: Tensor, key: Tensor, value: Tensor, start: int, talks: int) -> Tensor:
-    """Attention (B, H, S, D) of a shared beginning of `start` positions and of talks that do not see each other."""
-    shared = _attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], causal=True)
-    batch, heads, length, width = query.shape
-    own = (batch, heads, talks, (length - start) // talks, width)
-    rows = own[3]
-
-    def apart(x: Tensor, with_shared: bool) -> Tensor:
-        mine = x[:, :, start:].reshape(own).transpose(1, 2)
-        if with_shared:
-            before = x[:, None, :, :start].expand(-1, talks, -1, -1, -1)
-            mine = torch.cat([before, mine], dim=3)
-        return mine.flatten(0, 1)
-
-    seen = torch.ones(rows, start + rows, dtype=torch.bool).tril(start)
-    with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(
-            apart(query, False).float(), apart(key, True).float(), apart(value, True).float(), attn_mask=seen
-        )
-    mixed = mixed.reshape(batch, talks, heads, rows, width).transpose(1, 2).reshape(batch, heads, -1, width)
-    return torch.cat([shared, mixed], dim=2)
-
-
-def _norm(x: Tensor, norm: Any) -> Tensor:
-    """RMS norm in one operator; transformers' takes six."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    With a `width` its rows are reordered, for heads of that width to be turned.
+    """
+    weight, bias = linear.weight * norm.weight, linear.bias
+    if width:
+        weight, bias = in_pairs(weight, width), None if bias is None else in_pairs(bias, width)
+    return F.linear(normal, weight, bias)
 
 
 class Lean(nn.Module):
@@ -78,16 +55,26 @@ class Lean(nn.Module):
         batch = patches.shape[0] * shape.planes
         index = torch.arange(shape.cells)
         places = torch.stack([index // shape.width, index % shape.width], 1)
-        frequencies = (places[..., None] * visual.rotary_pos_emb.inv_freq).flatten(1)
-        angles = torch.cat([frequencies, frequencies], dim=-1)
-        cos, sin = angles.cos(), angles.sin()
+        phase = phases((places[..., None] * visual.rotary_pos_emb.inv_freq).flatten(1))
         x = F.linear(patches.reshape(batch, shape.cells, -1), visual.patch_embed.proj.weight.flatten(1))
         for block in visual.blocks:
-            heads = block.attn.num_heads
-            qkv = block.attn.qkv(block.norm1(x)).view(batch, shape.cells, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = _attend(_turn(qkv[0], cos, sin), _turn(qkv[1], cos, sin), qkv[2])
-            x = x + block.attn.proj(mixed.transpose(1, 2).reshape(batch, shape.cells, -1))
-            x = x + block.mlp(block.norm2(x))
+            attention, mlp = block.attn, block.mlp
+            heads = (batch, shape.cells, attention.num_heads, attention.head_dim)
+            normal = block.norm1(x)
+            weights, biases = attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)
+            query, key = (
+                F.linear(normal, in_pairs(weights[i], heads[-1]), in_pairs(biases[i], heads[-1])).view(heads)
+                for i in (0, 1)
+            )
+            value = F.linear(normal, weights[2], biases[2]).view(heads).float()
+            with torch.autocast("cpu", enabled=False):
+                mixed = F.scaled_dot_product_attention(
+                    turn(query, phase).transpose(1, 2), turn(key, phase).transpose(1, 2), value.transpose(1, 2)
+                )
+            x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+            # x sigmoid(a x) is silu(a x) / a: one operator, and the factors fit into the matrices.
+            inner = F.linear(block.norm2(x), mlp.fc1.weight * _QUICK, mlp.fc1.bias * _QUICK)
+            x = x + F.linear(F.silu(inner), mlp.fc2.weight / _QUICK, mlp.fc2.bias)
         merged: Tensor = visual.merger.mlp(visual.merger.ln_q(x))
         return merged.reshape(patches.shape[0], shape.slots, -1)
 
@@ -112,10 +99,12 @@ class Lean(nn.Module):
             length += shape.cells
         return torch.cat(pieces, dim=1), torch.cat(slots), current + max(shape.height, shape.width)
 
-    def read(self, slots: Tensor, tokens: Tensor, shape: Shape) -> Tensor:
-        """Return final hidden states (B, S, C) of prefix, visual slots (B, N, C) and T talks (B, T, L) after them.
+    def read(self, slots: Tensor, talks: Talks, shape: Shape, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """Return final hidden states of the positions `shown` (J,) before the talks (B, J, C), and of the talks (M, C).
 
-        Every talk stands as if it were the only one: the positions of all begin anew, and none sees another.
+        The positions before the talks are the prefix and the visual slots (B, N, C). Every talk stands as if it were
+        the only one: the positions of all begin anew, and none sees another. States that are not asked for are not
+        made: in the last layer, all others serve as keys and values alone.
         """
         batch = slots.shape[0]
         embedding = self.text.embed_tokens
@@ -124,26 +113,34 @@ class Lean(nn.Module):
         for plane, part in enumerate([slots] if shape.video else slots.chunk(shape.planes, dim=1)):
             pieces += [embedding(self.between).expand(batch, -1, -1)] if plane else []
             pieces.append(part)
-        talks, rows = tokens.shape[1:]
-        x = torch.cat([*pieces, embedding(tokens.flatten(1))], dim=1)
-        start = x.shape[1] - talks * rows
-        following = (torch.arange(rows) + after).repeat(talks).expand(3, -1)
-        cos, sin = self.text.rotary_emb(x, torch.cat([places, following], dim=1)[:, None])
+        shared = places.shape[1]
+        x = torch.cat([torch.cat(pieces, dim=1).flatten(0, 1), embedding(talks.ids)])
+        positions = torch.cat([places.repeat(1, batch), (talks.places + after).expand(3, -1)], dim=1)
+        cos, sin = self.text.rotary_emb(x, positions[:, None])
+        half = cos.shape[-1] // 2
+        phase = torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
+        pattern = Pattern.of(talks, shared)
         for layer in self.text.layers:
-            attention = layer.self_attn
-            heads = (*x.shape[:2], -1, attention.head_dim)
-            normed = _norm(x, layer.input_layernorm)
-            query = attention.q_proj(normed).view(heads).transpose(1, 2)
-            key = attention.k_proj(normed).view(heads).transpose(1, 2)
-            value = attention.v_proj(normed).view(heads).transpose(1, 2)
-            query, key = _turn(query, cos, sin), _turn(key, cos, sin)
-            groups = attention.num_key_value_groups
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-            mixed = _attend_apart(query, key, value, start, talks)
-            x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(_norm(x, layer.post_attention_layernorm))
-        normed_states: Tensor = _norm(x, self.text.norm)
-        return normed_states
+            attention, norm, mlp = layer.self_attn, layer.input_layernorm, layer.mlp
+            width = attention.head_dim
+            heads = (-1, width)
+            normal = normalise(x, norm.variance_epsilon)
+            key = turn(_projected(normal, attention.k_proj, norm, width).unflatten(-1, heads), phase)
+            value = _projected(normal, attention.v_proj, norm).unflatten(-1, heads)
+            if layer is self.text.layers[-1]:
+                rows = (torch.arange(batch)[:, None] * shared + shown).flatten()
+                rows = torch.cat([rows, torch.arange(batch * shared, len(x))])
+                x, normal, phase = (part.index_select(0, rows) for part in (x, normal, phase))
+                pattern = Pattern.of(talks, shared, shown)
+            query = turn(_projected(normal, attention.q_proj, norm, width).unflatten(-1, heads), phase)
+            x = x + attention.o_proj(attend(query, key, value, pattern).flatten(1))
+            norm = layer.post_attention_layernorm
+            normal = normalise(x, norm.variance_epsilon)
+            gate = F.silu(_projected(normal, mlp.gate_proj, norm))
+            x = x + mlp.down_proj(gate * _projected(normal, mlp.up_proj, norm))
+        states = normalise(x, self.text.norm.variance_epsilon) * self.text.norm.weight
+        edge = batch * len(shown)
+        return states[:edge].view(batch, len(shown), x.shape[1]), states[edge:]
 
     def slots(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         """Return what fills the visual slots (B, N, C): visual tokens, or noisy mixtures of word embeddings."""

@@ -9,18 +9,14 @@ from torch.nn import functional as F
 
 from tam_fast.demo.train.batches import Batch, dialogue
 from tam_fast.demo.train.lean import Lean
+from tam_fast.demo.train.packing import Talks, pack
 from tam_fast.demo.train.plan import Plan
 from tam_fast.demo.train.samples import draw
 from tam_fast.demo.train.words import Words
 
-__all__ = ["Losses", "after_slots"]
+__all__ = ["Losses"]
 
-
-def after_slots(states: Tensor, batch: Batch) -> Tensor:
-    """States (B, T, L, C) of the tokens after the visual slots."""
-    talks, rows = batch.tokens.shape[1:]
-    after: Tensor = states[:, states.shape[1] - talks * rows :]
-    return after.view(len(after), talks, rows, -1)
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 class Losses:
@@ -43,12 +39,10 @@ class Losses:
                     counts.index_add_(0, torch.tensor(ids), (torch.tensor(weights) >= 1.0).float())
         return counts / counts.sum()
 
-    def text(self, states: Tensor, batch: Batch) -> Tensor:
-        """Next-token loss on the text after the visual slots, weighted."""
-        logits = F.linear(after_slots(states, batch)[:, :, :-1], self.lean.words).float()
-        losses = F.cross_entropy(logits.flatten(0, 2), batch.tokens[:, :, 1:].flatten(), reduction="none")
-        weights = batch.weights[:, :, 1:].flatten()
-        return (losses * weights).sum() / weights.sum()
+    def text(self, states: Tensor, talks: Talks) -> Tensor:
+        """Next-token loss on the text after the visual slots, from the states (M, C) of its tokens, weighted."""
+        losses = F.cross_entropy(F.linear(states, self.lean.words).float(), talks.targets, reduction="none")
+        return (losses * talks.weights).sum() / talks.weights.sum()
 
     def _some_slots(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw which slots are looked at: their places among the slots, and in the sequence. All would take longer."""
@@ -60,12 +54,11 @@ class Losses:
         """A weak pull of the log-partition to a constant: it sets how many cells a word leaves dark."""
         return self.plan.log_partition_weight * (partition - self.plan.log_partition).square().mean()
 
-    def slot(self, states: Tensor, batch: Batch, rng: torch.Generator) -> Tensor:
-        """Every text slot names its own words."""
+    def slot(self, at_slots: Tensor, batch: Batch, some: Tensor) -> Tensor:
+        """Text slots name their own words: states (B, J, C) at the slots `some` (J,)."""
         assert batch.own is not None
         assert batch.slot_weights is not None
-        some, places = self._some_slots(batch, rng)
-        at_slots, share, words = states[:, places], self.plan.smoothing, self.lean.words
+        share, words = self.plan.smoothing, self.lean.words
         partition = F.linear(at_slots, words).float().logsumexp(dim=-1)
         # The expected logit is the state's product with the expected word: cheaper than a mean over all logits.
         wanted = (1 - share) * (batch.own[:, some] @ words[self.lean.slot_ids]) + share * (self.unigram @ words)
@@ -73,13 +66,13 @@ class Losses:
         weights = batch.slot_weights[:, some]
         return ((partition - expected) * weights).sum() / weights.sum() + self._calibration(partition)
 
-    def stray(self, states: Tensor, batch: Batch, rng: torch.Generator) -> Tensor:
-        """Visual states of a picture predict words of scenes and answers, whichever, and no template or stray bytes.
+    def stray(self, at_slots: Tensor) -> Tensor:
+        """Visual states (B, J, C) of a picture predict words of scenes and answers, and no template or stray bytes.
 
         The caption loss alone lets cells at outlines turn into copies of template tokens: harmless to captions, but
         holes in every word's map. As for text slots, the log-partition is pulled to a constant.
         """
-        logits = F.linear(states[:, self._some_slots(batch, rng)[1]], self.lean.words).float()
+        logits = F.linear(at_slots, self.lean.words).float()
         partition = logits.logsumexp(dim=-1)
         return (partition - logits[..., self.known].logsumexp(dim=-1)).mean() + self._calibration(partition)
 
@@ -103,8 +96,11 @@ class Losses:
         """Loss of one batch in a stage; `noise` draws what is added to text slots."""
         if stage == "warmup":
             return self.warmup(batch, alone)
-        states = self.lean.read(self.lean.slots(batch, noise), batch.tokens, batch.shape)
-        loss = self.text(states, batch)
+        slots, talks = self.lean.slots(batch, noise), pack(batch.tokens, batch.weights)
+        judged = batch.pictures is None or stage == "settle"
+        some, places = self._some_slots(batch, noise) if judged else (_NONE, _NONE)
+        at_slots, states = self.lean.read(slots, talks, batch.shape, places)
+        loss = self.text(states, talks)
         if batch.pictures is None:
-            return loss + 0.5 * self.slot(states, batch, noise)
-        return loss + self.plan.stray_weight * self.stray(states, batch, noise) if stage == "settle" else loss
+            return loss + 0.5 * self.slot(at_slots, batch, some)
+        return loss + self.plan.stray_weight * self.stray(at_slots) if judged else loss

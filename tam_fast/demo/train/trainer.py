@@ -21,6 +21,7 @@ from tam_fast.demo.train.batches import Batch, make_batch
 from tam_fast.demo.train.lean import Lean
 from tam_fast.demo.train.losses import Losses
 from tam_fast.demo.train.model import initialise, look_around, make_config
+from tam_fast.demo.train.muon import Muon
 from tam_fast.demo.train.plan import GRID, POLISH, STAGES, Phase, Plan
 from tam_fast.demo.train.precision import narrow, precision
 from tam_fast.demo.train.samples import captioned, draw
@@ -68,8 +69,8 @@ class Trainer:
             parameter.requires_grad_(True)
         matrices = [p for name, p in active if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in active if p.ndim != 2 or "embed" in name]
-        muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        adam = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        muon = Muon(matrices, lr=0.0, weight_decay=0.01)
+        adam = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.optimisers = [muon, adam]
 
     def _rate(self, stage: str, step: int, total: int) -> float:
