@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tam_fast.evaluation.captions import meteor, rouge_l
+from tam_fast.maps.metrics import otsu_of_counts
 
 if TYPE_CHECKING:
     from tam_fast.evaluation.words import Word
@@ -288,7 +289,7 @@ def overlaps(levels: NDArray[np.uint8], target: Target | None, *, constant: bool
         Whether a map that is the same everywhere chooses all its pixels, as Otsu's threshold 0 has it (if it is not 0).
     """
     every = _histogram(levels, None)
-    threshold = _otsu(every)
+    threshold = otsu_of_counts(every)
     varies = bool(np.count_nonzero(every) > 1)
     chosen = int(every[threshold + 1 :].sum()) if varies or constant else 0
     if target is None:
@@ -328,16 +329,6 @@ def _histogram(levels: NDArray[np.uint8], pixels: NDArray[np.uint8] | None) -> N
         return np.bincount(kept, minlength=256)
     counts = _cv2().calcHist([levels], [0], pixels, [256], [0, 256])
     return np.asarray(counts.reshape(-1), dtype=np.int64)
-
-
-def _otsu(counts: NDArray[np.int64]) -> int:
-    """Return :func:`tam_fast.maps.metrics.otsu_threshold` of values that are counted already, by the same sums."""
-    shares = counts / counts.sum()
-    weight = np.cumsum(shares)
-    mass = np.cumsum(shares * np.arange(256))
-    spread = weight * (1.0 - weight)
-    between = np.divide((mass[-1] * weight - mass) ** 2, spread, out=np.zeros(256), where=spread > 1e-12)
-    return int(between.argmax())
 
 
 def add_object(found: Scores, place: int, word: Word, token: int, overlap: Overlap, *, undefined: float = 0.0) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["iou", "iou_ceiling", "otsu_threshold"]
+__all__ = ["iou", "iou_ceiling", "otsu_of_counts", "otsu_threshold"]
 
 Mask: TypeAlias = "NDArray[np.bool_] | NDArray[np.float32] | NDArray[np.float64]"
 _MASK_DTYPES = (np.bool_, np.float32, np.float64)
@@ -34,8 +35,9 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
     Returns
     -------
     int
-        The lowest such level, which is one of the values; those ``> t`` are the bright ones. 0 if all values are equal:
-        all of them are bright then, or none if they are 0.
+        The lowest such level, which is one of the values; those ``> t`` are the bright ones. Levels that are exactly as
+        good are told by whole numbers (OpenCV's rounding picks any of them). 0 if all values are equal: all of them
+        are bright then, or none if they are 0.
 
     Raises
     ------
@@ -52,12 +54,37 @@ def otsu_threshold(levels: NDArray[np.uint8]) -> int:
         raise TypeError(f"levels: expected a uint8 array, got {_described(levels)}")
     if levels.size == 0:
         raise ValueError(f"levels: expected at least one value, got shape {levels.shape}")
-    shares = np.bincount(levels.ravel(), minlength=256) / levels.size
+    return otsu_of_counts(np.bincount(levels.ravel(), minlength=256))
+
+
+def otsu_of_counts(counts: NDArray[np.int64]) -> int:
+    """Return :func:`otsu_threshold` of values that are counted already.
+
+    Parameters
+    ----------
+    counts : (256,) int64 ndarray
+        How many values there are of each level; at least one in all.
+    """
+    shares = counts / counts.sum()
     weight = np.cumsum(shares)
     mass = np.cumsum(shares * np.arange(256))
     spread = weight * (1.0 - weight)
     between = np.divide((mass[-1] * weight - mass) ** 2, spread, out=np.zeros(256), where=spread > 1e-12)
-    return int(between.argmax())
+    if not between.any():
+        return 0
+    # Between two values nothing changes: the lower is meant.
+    near = np.flatnonzero((between >= between.max() * (1.0 - 1e-9)) & (counts > 0))
+    if len(near) == 1:
+        return int(near[0])
+    # Levels as good as each other, or nearly: whole numbers tell, where rounding would pick one of them.
+    number = counts.astype(np.int64).cumsum().tolist()
+    total = (counts.astype(np.int64) * np.arange(256)).cumsum().tolist()
+
+    def exact(level: int) -> Fraction:
+        below = number[level]
+        return Fraction((total[-1] * below - total[level] * number[-1]) ** 2, below * (number[-1] - below))
+
+    return int(max(near.tolist(), key=lambda level: (exact(level), -level)))
 
 
 def iou(chosen: NDArray[np.bool_], covered: Mask) -> float:

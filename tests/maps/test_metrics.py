@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_otsu_maximises_the_variance_between_two_classes(levels):
     assert isinstance(found, int)
     assert spreads[found] == pytest.approx(max(spreads), rel=1e-9, abs=1e-12)
     assert found == 0 or found in levels
+
+
+@pytest.mark.parametrize("values", [(150, 191, 232), (0, 10, 20), (3, 130, 130, 255), (0, 85, 170, 255)])
+def test_otsu_is_the_lowest_of_levels_that_are_exactly_as_good(values):
+    spreads = {}
+    for level in sorted(set(values))[:-1]:
+        low, high = ([v for v in values if (v <= level) is below] for below in (True, False))
+        apart = Fraction(sum(low), len(low)) - Fraction(sum(high), len(high))
+        spreads[level] = len(low) * len(high) * apart**2
+    best = min(level for level, spread in spreads.items() if spread == max(spreads.values()))
+    for times in (1, 7, 1000):
+        assert otsu_threshold(np.array(values * times, dtype=np.uint8)) == best
 
 
 def test_otsu_splits_two_levels_at_the_lower():
