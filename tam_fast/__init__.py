@@ -29,6 +29,7 @@ _HOMES = {
     "TokenMap": "maps.stream",
     "activation_maps": "maps.answer",
     "backend_info": "backends.selection",
+    "compare": "explanation.compare",
     "estimated_causal_inference": "operators",
     "explain_states": "explain",
     "layout_of": "models.geometry",
@@ -36,11 +37,15 @@ _HOMES = {
     "load": "explanation",
     "load_demo": "demo",
     "load_processor": "models.processors",
+    "open_dataset": "dataset",
     "rank_gaussian_filter": "operators",
     "token_scores": "operators",
     "use_backend": "backends.selection",
 }
-_ROOMS = ("_C", "backends", "demo", "explain", "explanation", "maps", "models", "operators", "render")
+_ROOMS = (
+    *("_C", "backends", "dataset", "demo", "engines", "evaluation", "explain", "explanation"),
+    *("maps", "methods", "models", "operators", "render"),
+)
 
 __all__ = ["__version__", *_HOMES]
 

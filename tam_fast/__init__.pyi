@@ -1,12 +1,27 @@
 from typing import Any
 
 from tam_fast import _C as _C
-from tam_fast import backends, demo, explain, explanation, maps, models, operators, render
+from tam_fast import (
+    backends,
+    dataset,
+    demo,
+    engines,
+    evaluation,
+    explain,
+    explanation,
+    maps,
+    methods,
+    models,
+    operators,
+    render,
+)
 from tam_fast._version import __version__
 from tam_fast.backends.selection import backend_info, use_backend
+from tam_fast.dataset import open_dataset
 from tam_fast.demo import load_demo
 from tam_fast.explain import Explainer, explain_states
 from tam_fast.explanation import Explanation, load
+from tam_fast.explanation.compare import compare
 from tam_fast.maps.answer import TokenActivationMaps, activation_maps
 from tam_fast.maps.layout import Grid, Layout
 from tam_fast.maps.stream import ActivationMapStream, TokenMap
@@ -30,8 +45,12 @@ __all__ = [
     "activation_maps",
     "backend_info",
     "backends",
+    "compare",
+    "dataset",
     "demo",
+    "engines",
     "estimated_causal_inference",
+    "evaluation",
     "explain",
     "explain_states",
     "explanation",
@@ -41,7 +60,9 @@ __all__ = [
     "load_demo",
     "load_processor",
     "maps",
+    "methods",
     "models",
+    "open_dataset",
     "operators",
     "rank_gaussian_filter",
     "render",

@@ -59,6 +59,12 @@ def test_the_stub_says_what_the_root_hands_on() -> None:
     assert stub_names() <= set(dir(tam_fast))
 
 
+def test_every_room_is_handed_on() -> None:
+    """But for the command's, which nobody calls from Python."""
+    folders = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
+    assert folders - {"cli"} == set(tam_fast._ROOMS) - {"_C"}
+
+
 def test_the_stub_takes_every_name_from_its_home() -> None:
     homes = {}
     for node in ast.parse((HOUSE / "__init__.pyi").read_text(encoding="utf-8")).body:
@@ -98,3 +104,5 @@ def test_operators_are_registered_by_the_first_name_where_torch_comes_later(use:
 def test_rooms_are_attributes_without_an_import_of_their_own() -> None:
     code = "import tam_fast; print(tam_fast.models.__name__, len(tam_fast.demo.sample_scenes()) > 0)"
     assert run(code) == "tam_fast.models True"
+    code = "import tam_fast; print(len(tam_fast.methods.METHODS) > 20, tam_fast.evaluation.holm, tam_fast.dataset.run)"
+    assert run(code).startswith("True <function holm")

@@ -14,8 +14,10 @@ from tam_fast.cli.help import Grouped
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("explain", "dataset", "models", "methods", "layout", "evaluate", "info")
-"""Every name is a module of this folder and the function in it that is the command; ``--help`` keeps their order."""
+COMMANDS = ("explain", "compare", "dataset", "models", "methods", "layout", "evaluate", "info")
+"""Every name is a module of this folder and the function in it that is the command; ``--help`` keeps their order.
+
+A module whose options are read in a way of their own has a class ``Command`` for that."""
 
 app = typer.Typer(
     name="tam-fast",
@@ -27,7 +29,8 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 for _name in COMMANDS:
-    app.command(cls=Grouped, epilog=EPILOG)(getattr(import_module(f"tam_fast.cli.{_name}"), _name))
+    _module = import_module(f"tam_fast.cli.{_name}")
+    app.command(cls=getattr(_module, "Command", Grouped), epilog=EPILOG)(getattr(_module, _name))
 
 
 def main() -> None:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tam_fast.cli.console import Debug, ExitCode, Failure, failures, one_line, print_json, printable, tell, to_stdout
-from tam_fast.cli.loading import Dtype, load_explainer
+from tam_fast.cli.loading import Dtype, check_folder, load_explainer, quiet_libraries
 
 if TYPE_CHECKING:
     from tam_fast.dataset import Progress, Report
 
 __all__ = ["dataset"]
+
 
 class EngineName(str, Enum):
     """What schedules the work."""
@@ -35,6 +36,18 @@ class MapsFormat(str, Enum):
     UINT8 = "uint8"
     FLOAT16 = "float16"
 
+
+_CODES = {
+    "input": ExitCode.FILE,
+    "output": ExitCode.FILE,
+    "id": ExitCode.FILE,
+    "states": ExitCode.FILE,
+    "folder": ExitCode.MODEL,
+    "model": ExitCode.MODEL,
+}
+"""Exit codes of what is wrong with an argument, by its name."""
+
+_MAX_NEW_TOKENS, _METHOD = 128, "tam"
 
 _INPUT, _ROWS, _MODEL, _OUTPUT, _RUN = "Input", "Columns", "Model", "Output", "Run"
 
@@ -83,8 +96,8 @@ def dataset(
     ] = None,
     device: Annotated[str, _option(_MODEL, "--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[Dtype, _option(_MODEL, "--dtype", help="Number format of the weights.")] = Dtype.AUTO,
-    max_new_tokens: Annotated[int, _option(_MODEL, "--max-new-tokens", help="The longest answer.")] = 128,
-    method: Annotated[str, _option(_MODEL, "--method", help="Whose maps; see `tam-fast methods`.")] = "tam",
+    max_new_tokens: Annotated[int, _option(_MODEL, "--max-new-tokens", help="The longest answer.")] = _MAX_NEW_TOKENS,
+    method: Annotated[str, _option(_MODEL, "--method", help="Whose maps; see `tam-fast methods`.")] = _METHOD,
     maps: Annotated[
         str, _option(_OUTPUT, "--maps", help="Maps that are kept: tokens, words, none, or top:K tokens.")
     ] = "tokens",
@@ -101,6 +114,10 @@ def dataset(
     gpus_per_worker: Annotated[float | None, _option(_RUN, "--gpus-per-worker", help="Of the Ray cluster.")] = None,
     address: Annotated[
         str | None, _option(_RUN, "--address", metavar="HOST:PORT", help="A Ray cluster; else one of its own.")
+    ] = None,
+    states: Annotated[
+        Path | None,
+        _option(_MODEL, "--states", metavar="DIR", help="Hidden states of --answer that vLLM wrote, ID.safetensors."),
     ] = None,
     show: Annotated[str | None, _option(_OUTPUT, "--show", metavar="ID", help="Print one row of INPUT.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print progress as lines of JSON.")] = False,
@@ -142,6 +159,8 @@ def dataset(
             "explain": {"max_new_tokens": max_new_tokens, "method": method},
             **given,
         }
+        if states is not None:
+            arguments |= {"states": str(states), "explain": _options_with_states(max_new_tokens, method)}
         if prompt is not None:
             arguments["prompt"] = prompt
         report = _run(source, output, model, device, dtype.value, arguments, as_json, quiet, debug)
@@ -168,21 +187,35 @@ def _run(
     from tam_fast.dataset import Locked, TooManyErrors, run
 
     chosen: Any = model
-    if arguments["engine"] == "local":
+    if arguments["engine"] == "local" and "states" not in arguments:
         chosen = load_explainer(model, device, dtype, debug)
     else:
-        arguments |= {"device": None if device == "auto" else device, "dtype": dtype}
+        if model is not None:
+            check_folder(model)
+        if not debug:
+            quiet_libraries()
+        arguments |= {"device": device, "dtype": dtype}
     try:
         with _stopped_by_signals(quiet) as stop, _shown(as_json, quiet) as progress:
             return run(source, output, model=chosen, stop=stop, progress=progress, **arguments)
     except (ValueError, TypeError) as error:
         name = str(error).partition(":")[0]
-        code = ExitCode.FILE if name in ("input", "output", "id") else ExitCode.USAGE
+        code = _CODES.get(name, ExitCode.USAGE)
         raise Failure(code, str(error)) from error
     except Locked as error:
         raise Failure(ExitCode.FILE, str(error)) from error
+    except ModuleNotFoundError as error:
+        raise Failure(ExitCode.FAILURE, str(error)) from error
     except TooManyErrors as error:
         raise Failure(ExitCode.FAILURE, str(error)) from error
+
+
+def _options_with_states(max_new_tokens: int, method: str) -> dict[str, Any]:
+    """Nothing is generated, and what is not recorded cannot be attributed by other methods."""
+    for name, value, default in (("max-new-tokens", max_new_tokens, _MAX_NEW_TOKENS), ("method", method, _METHOD)):
+        if value != default:
+            raise Failure(ExitCode.USAGE, f"--{name}: expected none with --states, got {value}")
+    return {}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from tam_fast.cli.document import describe
 from tam_fast.cli.loading import Dtype, load_explainer
 from tam_fast.cli.method import method_arguments, told, translated_option
 from tam_fast.cli.questions import Question, find_questions
-from tam_fast.cli.results import Targets, make_folder, write
+from tam_fast.cli.results import Targets, check_output, kind_of, make_folder, write
 from tam_fast.cli.terminal import show
 from tam_fast.cli.videos import check_video
 
@@ -77,9 +77,11 @@ def explain(
 ) -> None:
     """Explain what a model says about images, videos or a conversation: where it saw each word.
 
-    For each image or video, DIR gets NAME.png (every token's overlay in one picture), NAME.safetensors and NAME.json
-    (the explanation, for tam_fast.load). Results of an earlier run are replaced; other files are not, unless --force;
-    inputs never.
+    For each image or video, the folder OUT gets NAME.html (a page to open and hand around: point at a word, and its map
+    appears), NAME.png (every token's overlay in one picture), NAME.safetensors and NAME.json (the explanation, for
+    tam_fast.load). An OUT that ends in .html, .png or .jpg is the page or the picture of one explanation, one in .mp4
+    or .gif a video with the map of a word: the first --word, else the strongest. Results of an earlier run are
+    replaced; other files are not, unless --force; inputs never.
 
     The sentence is printed with each word's visual strength: the maximum of its map, 1 where the image is the strongest
     evidence for the word, near 0 where the text before it is. Words that are not visual stand in brackets.
@@ -142,22 +144,25 @@ def _run(job: Job, names: Sequence[str], debug: bool) -> int:
     """Make all explanations; return the exit code."""
     outcome = _Outcome()
     stdout, deaf = sys.stdout, False
+    pages: list[Path] = []
     say = progress(job.quiet)
     # Whatever libraries print belongs on stderr: stdout is for the results.
     with redirect_stdout(sys.stderr):
         questions = find_questions(job, names, outcome.fail)
         if questions:
+            check_output(job.output, questions)
             make_folder(job.output)
             say("loading the embedded model" if job.model is None else f"loading {shortened(job.model)}")
             explainer = load_explainer(job.model, job.device, job.dtype, debug)
-            plan = Targets(job.output, _inputs(job, names, questions), job.force)
+            inputs, kind = _inputs(job, names, questions), kind_of(job.output)
+            plan = Targets(job.output, inputs, job.force, *([] if kind is None else [[kind]]))
         for number, question in enumerate(questions, 1):
             say(f"[{number}/{len(questions)}] {shortened(question.name)}")
             try:
                 targets = plan.choose(question.stem)
                 explanation = _explain(job, explainer, question)
                 plan.check(targets)  # again: an explanation takes long
-                files = write(explanation, targets, job.cmap)
+                files = write(explanation, targets, job.cmap, _title(question), *job.words[:1])
             except Exception as error:
                 if debug and not isinstance(error, Failure):
                     raise
@@ -175,6 +180,11 @@ def _run(job: Job, names: Sequence[str], debug: bool) -> int:
                     # The others are still explained: their files are what counts.
                     outcome.fail(question.name, failure)
                     deaf = True
+                pages += [files["page"]] if "page" in files else []
+    if pages and not deaf:
+        with to_stdout(stdout):
+            more = f" (and {len(pages) - 1} more beside it)" if len(pages) > 1 else ""
+            print(f"open {printable(str(pages[0]))}{more}", file=stdout)
     if job.as_json:
         from tam_fast._version import __version__
 
@@ -183,6 +193,11 @@ def _run(job: Job, names: Sequence[str], debug: bool) -> int:
         except Failure as failure:
             outcome.fail("--json", failure)
     return int(outcome.errors[0]["code"]) if outcome.errors else 0
+
+
+def _title(question: Question) -> str:
+    """Name a page after the files that it shows, without the folders that they lie in."""
+    return ", ".join(Path(source.name).name for source in question.sources())
 
 
 def _inputs(job: Job, names: Sequence[str], questions: Sequence[Question]) -> list[str | Path]:
@@ -202,7 +217,7 @@ def _explain(job: Job, explainer: Explainer, question: Question) -> Explanation:
         if job.watchable and not job.quiet and sys.stderr.isatty():
             return _watch(explainer.stream(images, **asked, **job.arguments()))
         with told(job) as progress:
-            chosen = method_arguments(job, images, explainer, progress)
+            chosen = method_arguments(job, images, progress)
             return explainer.explain(images, **asked, **job.arguments(), **job.explained(), **chosen)
     except TypeError as error:
         # A value of another type than an option of the method takes; of anything else it would be a fault of ours.

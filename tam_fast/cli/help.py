@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-__all__ = ["Grouped"]
+__all__ = ["Grouped", "Spreading"]
 
 
 class Grouped(TyperCommand):
@@ -33,3 +33,32 @@ class Grouped(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class Spreading(Grouped):
+    """A command whose repeatable options take all values that follow: ``--models A B`` is ``--models A --models B``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the option before each of its values."""
+        names = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        spread: list[str] = []
+        option: str | None = None
+        place = 0
+        while place < len(args):
+            argument = args[place]
+            if argument == "--":
+                spread += args[place:]
+                break
+            if argument in names:
+                # The first value may be anything, the next ones no option.
+                spread += args[place : place + 2]
+                option, place = argument, place + 2
+                continue
+            if argument.startswith("-") and argument != "-":
+                named = argument.partition("=")[0]
+                spread.append(argument)
+                option, place = named if named in names and "=" in argument else None, place + 1
+                continue
+            spread += [argument] if option is None else [option, argument]
+            place += 1
+        return super().parse_args(ctx, spread)

@@ -236,7 +236,14 @@ KernelSize: TypeAlias = Annotated[
 # What comes out
 _RESULTS = "Results"
 Output: TypeAlias = Annotated[
-    Path, _option(_RESULTS, "-o", "--output", metavar="DIR", help="Folder for the results; made if it is missing.")
+    Path,
+    _option(
+        _RESULTS,
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Folder for the results, made if it is missing; or one file: NAME.html, .png, .jpg, .mp4 or .gif.",
+    ),
 ]
 Cmap: TypeAlias = Annotated[
     str,

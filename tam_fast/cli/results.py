@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import importlib.util
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,27 @@ from typing import TYPE_CHECKING
 from tam_fast.cli.console import ExitCode, Failure, one_line, reason, shortened
 
 if TYPE_CHECKING:
+    from tam_fast.cli.questions import Question
+    from tam_fast.cli.sources import Source
     from tam_fast.explanation import Explanation
 
-__all__ = ["Targets", "make_folder", "write"]
+__all__ = ["Targets", "check_output", "kind_of", "make_folder", "write"]
 
 
-_SUFFIXES = (".png", ".safetensors", ".json")
+_SUFFIXES = (".png", ".safetensors", ".json", ".html", ".jpg", ".jpeg", ".mp4", ".gif")
+
+# What the results of one explanation are, and the ends of their names in a folder.
+_KINDS = {"sheet": "png", "arrays": "safetensors", "json": "json", "page": "html"}
+# Outputs that are one file, by the ends of their names.
+_FILES = {
+    ".html": "page",
+    ".htm": "page",
+    ".png": "sheet",
+    ".jpg": "sheet",
+    ".jpeg": "sheet",
+    ".mp4": "film",
+    ".gif": "film",
+}
 
 
 class Targets:
@@ -27,17 +42,24 @@ class Targets:
 
     Parameters
     ----------
-    folder : Path
-        Where the results go.
+    output : Path
+        Where the results go: a folder, or the one file that is written (see :func:`kind_of`).
     inputs : iterable of str or Path
         What no result may replace, whether it could be used or not: images, and the folder of a model, of which the
         files are meant. What is open as a standard stream is no less an input.
     force : bool
         Replace files even if they are not of an earlier run; inputs are not replaced even so.
+    kinds : sequence of str
+        Of ``sheet``, ``arrays``, ``json`` and ``page`` those that are written; the one that `output` is where it is a
+        file, which may be a ``film``.
     """
 
-    def __init__(self, folder: Path, inputs: Iterable[str | Path], force: bool) -> None:
-        self._folder = folder
+    def __init__(
+        self, output: Path, inputs: Iterable[str | Path], force: bool, kinds: Sequence[str] = tuple(_KINDS)
+    ) -> None:
+        self._output = output
+        self._kinds = kinds
+        self._is_file = list(kinds) == [kind_of(output)]
         self._force = force
         self._taken: set[str] = set()
         self._places: set[Path] = set()
@@ -70,7 +92,7 @@ class Targets:
             self._files.add((found.st_dev, found.st_ino))
 
     def choose(self, stem: str) -> dict[str, Path]:
-        """Choose the paths of one explanation's ``sheet``, ``arrays`` and ``json``.
+        """Choose the paths of one explanation's ``sheet``, ``arrays``, ``json`` and ``page``, or of the one file.
 
         Parameters
         ----------
@@ -85,18 +107,19 @@ class Targets:
         """
         from tam_fast.explanation.replacing import fitting_stem
 
+        if self._is_file:
+            targets = {self._kinds[0]: self._output}
+            self.check(targets)
+            return targets
         first = stem
         number = 1
-        stem = fitting_stem(self._folder, first)
+        stem = fitting_stem(self._output, first)
         # Some file systems tell neither a.png from A.png nor one form of an accent from another.
         while _folded(stem) in self._taken:
             number += 1
-            stem = fitting_stem(self._folder, f"{first}-{number}")
+            stem = fitting_stem(self._output, f"{first}-{number}")
         self._taken.add(_folded(stem))
-        targets = {
-            kind: self._folder / f"{stem}.{suffix}"
-            for kind, suffix in (("sheet", "png"), ("arrays", "safetensors"), ("json", "json"))
-        }
+        targets = {kind: self._output / f"{stem}.{suffix}" for kind, suffix in _KINDS.items() if kind in self._kinds}
         self.check(targets)
         return targets
 
@@ -106,14 +129,19 @@ class Targets:
 
         for path in targets.values():
             if self._is_input(path):
-                raise Failure(ExitCode.FILE, f"the result {path} would replace an input; choose another folder with -o")
+                advice = f"choose another {self._what} with -o"
+                raise Failure(ExitCode.FILE, f"the result {path} would replace an input; {advice}")
         try:
             check_replaceable(targets.values(), self._force)
         except FileExistsError as error:
-            advice = "choose another folder with -o" + ("" if self._force else ", or --force")
+            advice = f"choose another {self._what} with -o" + ("" if self._force else ", or --force")
             raise Failure(ExitCode.FILE, f"{error}; {advice}") from error
         except OSError as error:
             raise Failure(ExitCode.FILE, f"the results cannot be written: {reason(error, file=True)}") from error
+
+    @property
+    def _what(self) -> str:
+        return "name" if self._is_file else "folder"
 
     def _is_input(self, path: Path) -> bool:
         if _place(path) in self._places:
@@ -134,8 +162,51 @@ def _folded(stem: str) -> str:
     return unicodedata.normalize("NFC", stem).casefold()
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of the results unless it is there; refuse one that takes no files."""
+def kind_of(output: Path) -> str | None:
+    """Say what an output that is one file holds, by the end of its name; None of a folder."""
+    return None if output.is_dir() else _FILES.get(output.suffix.lower())
+
+
+def check_output(output: Path, questions: Sequence[Question]) -> None:
+    """Refuse an output that is one file which cannot hold what is asked for.
+
+    Raises
+    ------
+    Failure
+        If there is more than one explanation, a picture is to be drawn of a text alone or a film of no video, or PyAV,
+        which writes MP4, is not installed.
+    """
+    kind, shown = kind_of(output), repr(shortened(str(output)))
+    if kind is None or not questions:
+        return
+    if len(questions) > 1:
+        got = f"{shown} for {len(questions)} explanations"
+        raise Failure(ExitCode.USAGE, f"--output: expected a folder, or one explanation, got {got}")
+    if kind == "film" and not questions[0].all_videos():
+        raise Failure(ExitCode.USAGE, f"--output: expected a question about a video for the film {shown}, got none")
+    pictures = [source for source in questions[0].sources() if source is not _conversation(questions[0])]
+    if kind == "sheet" and not pictures:
+        raise Failure(ExitCode.USAGE, f"--output: expected an image or a video for the picture {shown}, got text alone")
+    if output.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
+        expected = "PyAV for MP4 (pip install 'tam-fast[video]'), or a name that ends in .gif"
+        raise Failure(ExitCode.USAGE, f"--output: expected {expected}, got {shown}")
+
+
+def _conversation(question: Question) -> Source | None:
+    return None if question.conversation is None else question.conversation.source
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder of the results unless it is there; refuse one that takes no files.
+
+    The folder of an output that is one file must be there.
+    """
+    folder = output
+    if kind_of(output) is not None:
+        folder = output.parent
+        if not folder.is_dir():
+            shown = shortened(str(folder))
+            raise Failure(ExitCode.FILE, f"--output: expected a file in a folder that exists, got one in {shown!r}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -145,8 +216,20 @@ def make_folder(folder: Path) -> None:
         raise Failure(ExitCode.FILE, f"--output: cannot write into the folder {shortened(str(folder))!r}")
 
 
-def write(explanation: Explanation, targets: Mapping[str, Path], cmap: str) -> dict[str, Path]:
-    """Write an explanation and its picture, together or not at all, to what :meth:`Targets.choose` chose.
+def write(
+    explanation: Explanation, targets: Mapping[str, Path], cmap: str, title: str = "", word: str | None = None
+) -> dict[str, Path]:
+    """Write an explanation, its picture and its page, together or not at all, to what :meth:`Targets.choose` chose.
+
+    Parameters
+    ----------
+    explanation : Explanation
+    targets : dict of str to Path
+    cmap : str
+    title : str
+        Of the page.
+    word : str, optional
+        Of the film; the one that is strongest in the video if not given.
 
     Returns
     -------
@@ -154,24 +237,27 @@ def write(explanation: Explanation, targets: Mapping[str, Path], cmap: str) -> d
         What was written: of a text without images no ``sheet``, there being nothing to draw on. One of an earlier run
         is taken away then, lest it be taken for this one's.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     from tam_fast.explanation.files import encode
-    from tam_fast.explanation.replacing import PICTURE_MARK, is_ours, replace_files
+    from tam_fast.explanation.page import page_text
+    from tam_fast.explanation.replacing import encode_picture, is_ours, replace_files
 
-    arrays, document = encode(explanation)
-    files = {targets["arrays"]: arrays}
+    files: dict[Path, bytes] = {}
+    document = b""
+    if "arrays" in targets:
+        files[targets["arrays"]], document = encode(explanation)
     can_be_drawn = bool(explanation.images or explanation.videos)
-    if can_be_drawn:
-        mark = PngInfo()
-        mark.add_text(*PICTURE_MARK)
-        picture = io.BytesIO()
-        explanation.sheet(cmap=cmap).save(picture, format="PNG", pnginfo=mark)
-        files[targets["sheet"]] = picture.getvalue()
-    files[targets["json"]] = document
+    if "sheet" in targets and can_be_drawn:
+        picture = explanation.sheet(cmap=cmap)
+        files[targets["sheet"]] = encode_picture(picture, targets["sheet"].suffix)
+    if "film" in targets:
+        files[targets["film"]] = explanation.film(targets["film"].suffix, word, cmap=cmap)
+    if "page" in targets:
+        files[targets["page"]] = page_text(explanation, title=title, cmap=cmap).encode()
+    if "json" in targets:
+        files[targets["json"]] = document
     try:
         replace_files(files)
-        if not can_be_drawn and is_ours(targets["sheet"]):
+        if "sheet" in targets and not can_be_drawn and is_ours(targets["sheet"]):
             targets["sheet"].unlink()
     except OSError as error:
         raise Failure(ExitCode.FILE, f"the results cannot be written: {reason(error, file=True)}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tam_fast.dataset.durable import append_line, read_lines
 
-__all__ = ["DEATHS", "Attempts", "Span"]
+__all__ = ["DEATHS", "Attempts", "Span", "journal_name"]
 
 DEATHS = 3
 """Deaths without a finished row between them, until a span of rows is halved, or a row alone given up."""
@@ -35,6 +35,11 @@ class Span:
         return self.stop - self.start == 1 and self.deaths >= DEATHS
 
 
+def journal_name(number: int) -> str:
+    """Name the journal of a shard."""
+    return f"shard-{number:05d}.jsonl"
+
+
 class Attempts:
     """The journal of one shard: a line before each attempt, one behind each batch of rows, one at a stop.
 
@@ -47,7 +52,7 @@ class Attempts:
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._path = folder / f"shard-{number:05d}.jsonl"
+        self._path = folder / journal_name(number)
 
     def spans(self, rows: int) -> list[Span]:
         """Return the spans that a shard of some rows is to be explained in, with their deaths so far."""
@@ -62,8 +67,9 @@ class Attempts:
                 # Rows that were finished in an earlier attempt too are no news: the same row kills again.
                 if line["reached"] > furthest.get(begun, 0):
                     furthest[begun], deaths[begun] = line["reached"], 1
-            elif begun is not None:
+            elif begun is not None and "stopped" in line:
                 deaths[begun] -= 1
+                begun = None
         return self._cut(0, rows, deaths)
 
     def _cut(self, start: int, stop: int, deaths: dict[tuple[int, int], int]) -> list[Span]:
@@ -82,8 +88,23 @@ class Attempts:
         append_line(self._path, {"reached": rows})
 
     def stopped(self) -> None:
-        """Record that the worker stopped by itself."""
-        append_line(self._path, {"stopped": True})
+        """Record that the worker stopped by itself.
+
+        Where not even that can be written, the journal goes: deaths are forgotten, but none is made up.
+        """
+        try:
+            append_line(self._path, {"stopped": True})
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def retry(self) -> None:
+        """Record that a part is there, whose error rows are explained anew."""
+        append_line(self._path, {"retry": True})
+
+    def is_of_retry(self) -> bool:
+        """Whether that was recorded."""
+        return any("retry" in line for line in read_lines(self._path))
 
     def forget(self) -> None:
         """Remove the journal, once the shard's part is there."""

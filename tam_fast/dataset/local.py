@@ -6,15 +6,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tam_fast.dataset.models import ModelSpec
 from tam_fast.dataset.plan import Shard
+from tam_fast.dataset.recorded import Recorded
 from tam_fast.dataset.worker import Job, Worker
+from tam_fast.explain import Explainer
 
 __all__ = ["explain_here"]
 
 
 def explain_here(
-    job: Job, spec: ModelSpec, shards: Sequence[Shard], finished: Callable[[int, int], None], stop: threading.Event
+    job: Job,
+    explainer: Explainer | Recorded,
+    shards: Sequence[Shard],
+    finished: Callable[[int, int], None],
+    stop: threading.Event,
 ) -> None:
     """Explain shards one after another in this process.
 
@@ -23,14 +28,14 @@ def explain_here(
     Parameters
     ----------
     job : Job
-    spec : ModelSpec
+    explainer : Explainer or Recorded
     shards : sequence of Shard
     finished : callable
         Told of rows as they are done: their number, and how many are errors. What it raises ends the run.
     stop : threading.Event
         Once it is set, no other shard is begun.
     """
-    worker = Worker(job, spec.load(), finished=finished)
+    worker = Worker(job, explainer, finished=finished)
     written: Future[object] | None = None
     with ThreadPoolExecutor(1, "tam_fast-read") as reading, ThreadPoolExecutor(1, "tam_fast-write") as writing:
         ahead = reading.submit(worker.read, shards[0])
@@ -39,8 +44,12 @@ def explain_here(
             if number + 1 < len(shards):
                 ahead = reading.submit(worker.read, shards[number + 1])
             records = worker.records(shard, rows)
-            if written is not None:
-                written.result()
+            try:
+                if written is not None:
+                    written.result()
+            except BaseException:
+                worker.drop(shard)
+                raise
             written = writing.submit(worker.write, shard, records)
             if stop.is_set():
                 break

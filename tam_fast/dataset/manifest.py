@@ -12,11 +12,49 @@ from typing import Any
 from tam_fast.dataset.durable import write_whole
 from tam_fast.dataset.plan import Plan
 
-__all__ = ["FORMAT", "MANIFEST", "VERSION", "Manifest", "differences", "digest"]
+__all__ = ["FORMAT", "MANIFEST", "VERSION", "Manifest", "Outline", "differences", "digest"]
 
 FORMAT = "tam_fast data set"
 VERSION = 1
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a manifest says without its table of files, which may be long.
+
+    Attributes
+    ----------
+    document : mapping
+        The whole of ``manifest.json``.
+    size : int
+        Rows of a shard.
+    runs : sequence of int
+        See :class:`tam_fast.dataset.plan.Plan`.
+    config : mapping
+    """
+
+    document: Mapping[str, Any]
+    size: int
+    runs: Sequence[int]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Outline:
+        """Read that of a folder; raises as :meth:`Manifest.read`."""
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_bytes())
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise ValueError(f'expected "format": "{FORMAT}"')
+            if document.get("version") != VERSION:
+                raise ValueError(f"expected version {VERSION}, got {document.get('version')!r}")
+            runs = [int(rows) for rows in document["runs"]]
+            return cls(document, int(document["shard_rows"]), runs, dict(document["config"]))
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -77,19 +115,16 @@ class Manifest:
             If it is none of ours, or of another version, or the files' table is another.
         """
         path = folder / MANIFEST
+        outline = Outline.read(folder)
+        document = outline.document
         try:
-            document = json.loads(path.read_bytes())
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise ValueError(f'expected "format": "{FORMAT}"')
-            if document.get("version") != VERSION:
-                raise ValueError(f"expected version {VERSION}, got {document.get('version')!r}")
             table = (folder / Path(document["files"]).name).read_bytes()
             if hashlib.sha256(table).hexdigest()[:16] not in document["files"]:
                 raise ValueError(f"expected the files' table {document['files']} as it was written, got another")
-            plan = Plan.decode(table, int(document["shard_rows"]), [int(rows) for rows in document["runs"]])
-            return cls(plan, document["input"], document["config"], document["versions"])
-        except FileNotFoundError:
-            raise
+            plan = Plan.decode(table, outline.size, outline.runs)
+            return cls(plan, document["input"], outline.config, document["versions"])
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: expected the files' table beside it, got no {error.filename}") from error
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 

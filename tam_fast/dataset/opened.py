@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tam_fast.dataset.index import make_index
-from tam_fast.dataset.manifest import Manifest
-from tam_fast.dataset.parts import part_path
-from tam_fast.dataset.plan import Shard
+from tam_fast.dataset.index import counted_parts, make_index
+from tam_fast.dataset.manifest import Outline, digest
+from tam_fast.dataset.needed import need
+from tam_fast.dataset.parts import done, footer, part_path
+from tam_fast.dataset.plan import Shard, cut
 from tam_fast.dataset.records import explanation_of
 from tam_fast.explanation import Explanation
 
@@ -52,27 +53,38 @@ class Dataset:
     """
 
     def __init__(self, folder: Path) -> None:
+        need("pyarrow", "dataset")
         self.folder = folder
         try:
-            self._manifest = Manifest.read(folder)
+            self._outline = Outline.read(folder)
         except FileNotFoundError as error:
             raise ValueError(
                 f"output: expected a folder that `tam-fast dataset` wrote, got no {error.filename}"
             ) from None
-        self._maps = str(self._manifest.config.get("maps", "tokens"))
-        self._format = str(self._manifest.config.get("maps_format", "uint8"))
-        self._model = str(self._manifest.config.get("model", {}).get("name", ""))
+        config = self._outline.config
+        self._digest = digest(config)
+        self._maps = str(config.get("maps", "tokens"))
+        self._format = str(config.get("maps_format", "uint8"))
+        self._model = str(config.get("model", {}).get("name", ""))
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.folder)!r}, {len(self)} of {self._manifest.plan.rows} rows)"
+        return f"Dataset({str(self.folder)!r}, {len(self)} of {sum(self._outline.runs)} rows)"
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        shards = cut(self._outline.size, self._outline.runs)
+        return counted_parts(self.folder, shards, self._digest, self._is_done)
 
     @cached_property
     def _index(self) -> Any:
-        parts = [path for shard in self._manifest.plan.shards() if (path := self._part(shard)).is_file()]
-        return make_index(self.folder, parts, self._manifest.digest, write=False)
+        return self._columns(["id", "part", "row"])
 
-    def _part(self, shard: Shard) -> Path:
-        return part_path(self.folder, shard)
+    def _columns(self, names: list[str]) -> Any:
+        return make_index(self.folder, self._parts, self._digest, write=False, columns=names)
+
+    def _is_done(self, shard: Shard) -> bool:
+        known_by = footer(shard, self._digest, self._maps, self._format)
+        return done(part_path(self.folder, shard), known_by, shard.rows)
 
     def __len__(self) -> int:
         """Return the number of rows that there are, error rows among them."""
@@ -125,14 +137,15 @@ class Dataset:
         """Yield the id and the message of each error row."""
         import pyarrow.compute as pc
 
-        found = self._index.filter(pc.not_equal(self._index["status"], "ok"))
+        table = self._columns(["id", "status", "error"])
+        found = table.filter(pc.not_equal(table["status"], "ok"))
         yield from zip(found["id"].to_pylist(), found["error"].to_pylist(), strict=True)
 
     def __iter__(self) -> Iterator[Explanation]:
         """Yield the explanations in order, error rows left out; a row group is held at a time."""
         import pyarrow.parquet as pq
 
-        for name in dict.fromkeys(self._index["part"].to_pylist()):
+        for name in self._parts:
             with pq.ParquetFile(self.folder / name) as file:
                 for group in range(file.metadata.num_row_groups):
                     for record in file.read_row_group(group).to_pylist():
@@ -155,8 +168,7 @@ class Dataset:
 
         from tam_fast.dataset.records import schema
 
-        names = dict.fromkeys(self._index["part"].to_pylist())
-        parts = [str(self.folder / name) for name in names]
+        parts = [str(self.folder / name) for name in self._parts]
         return pds.dataset(parts, schema=schema(), format="parquet").to_table(filter=filter)
 
     def _place(self, key: str | int) -> int:

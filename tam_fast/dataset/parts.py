@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tam_fast.dataset.attempts import journal_name
 from tam_fast.dataset.durable import UNFINISHED, write_whole
 from tam_fast.dataset.plan import Shard
 from tam_fast.dataset.records import schema
 
-__all__ = ["GROUP_BYTES", "clean", "done", "part_path", "piece_path", "read_part", "write_part"]
+__all__ = ["GROUP_BYTES", "clean", "done", "footer", "part_name", "part_path", "piece_path", "read_part", "write_part"]
 
 GROUP_BYTES = 16 * 2**20
 """At most so many bytes of maps in a row group, which is what reading one row decodes."""
 
-_NAME = re.compile(r"part-(\d{5,})\.parquet")
-_PIECE = re.compile(r"\.part-(\d{5,})\.(\d+)-(\d+)\.parquet")
+
+_PIECE = re.compile(r"\.part-(\d{5,})\.\d+-\d+\.parquet")
+
+
+def part_name(number: int) -> str:
+    """Name the file of a shard in its folder."""
+    return f"part-{number:05d}.parquet"
 
 
 def part_path(folder: Path, shard: Shard) -> Path:
     """Name the file of a shard."""
-    return folder / f"part-{shard.number:05d}.parquet"
+    return folder / part_name(shard.number)
 
 
 def piece_path(folder: Path, shard: Shard, start: int, stop: int) -> Path:
     """Name the file of some rows of a shard that is explained in pieces, because it killed its worker."""
     return folder / f".part-{shard.number:05d}.{start}-{stop}.parquet"
+
+
+def footer(shard: Shard, digest: str, maps: str, maps_format: str) -> dict[str, str]:
+    """What the part of a shard is known by: the configuration's digest, the shard, and which maps it holds."""
+    return {
+        "tam_fast.config": digest,
+        "tam_fast.shard": f"{shard.number}:{shard.first}:{shard.rows}",
+        "tam_fast.maps": maps,
+        "tam_fast.maps_format": maps_format,
+    }
 
 
 def write_part(path: Path, records: Sequence[Mapping[str, Any]], footer: Mapping[str, str]) -> None:
@@ -88,8 +105,13 @@ def read_part(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def clean(folder: Path) -> None:
-    """Remove what an interrupted process left unfinished; only for who holds the folder's lock."""
-    for path in folder.iterdir():
-        if path.name.endswith(UNFINISHED) and path.is_file():
-            path.unlink()
+def clean(folder: Path, journals: Path) -> None:
+    """Remove what an interrupted process left unfinished; only for who holds the folder's lock.
+
+    Pieces without their shard's journal go too: without it nobody looks for them.
+    """
+    for entry in list(os.scandir(folder)):
+        piece = _PIECE.fullmatch(entry.name)
+        lost = piece is not None and not (journals / journal_name(int(piece[1]))).exists()
+        if (lost or entry.name.endswith(UNFINISHED)) and entry.is_file():
+            Path(entry.path).unlink()

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from tam_fast.dataset.sources import File, Row, Source
 
-__all__ = ["Plan", "Shard", "changed", "grown", "read_rows"]
+__all__ = ["Plan", "Shard", "changed", "cut", "grown", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class Shard:
     number: int
     first: int
     rows: int
+
+
+def cut(size: int, runs: Sequence[int]) -> Iterator[Shard]:
+    """Cut runs of rows into shards; see :class:`Plan`."""
+    number = first = 0
+    for rows in runs:
+        end = first + rows
+        while first < end:
+            some = min(size, end - first)
+            yield Shard(number, first, some)
+            number, first = number + 1, first + some
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,7 @@ class Plan:
 
     def shards(self) -> Iterator[Shard]:
         """All shards, in order."""
-        number = first = 0
-        for rows in self.runs:
-            end = first + rows
-            while first < end:
-                some = min(self.size, end - first)
-                yield Shard(number, first, some)
-                number, first = number + 1, first + some
+        return cut(self.size, self.runs)
 
     def pieces(self, first: int, rows: int) -> Iterator[tuple[File, int, int]]:
         """Find what rows `first` to ``first + rows`` are in their files: (file, start, stop)."""
@@ -130,6 +135,26 @@ def grown(plan: Plan, new: Sequence[File]) -> Plan:
 
 
 def read_rows(plan: Plan, source: Source, first: int, rows: int) -> Iterator[Row]:
-    """Read some rows of the input, in order."""
+    """Read some rows of the input, in order; where a file is gone or broken, each of its rows says so."""
     for file, start, stop in plan.pieces(first, rows):
-        yield from source.read(file, start, stop)
+        try:
+            found = source.read(file, start, stop)
+        except Exception:  # as many kinds as there are file formats
+            # Of a table one group of rows may be broken, and the others whole.
+            for number in range(start, stop):
+                yield from _read_row(source, file, number)
+            continue
+        yield from found
+        for number in range(start + len(found), stop):
+            yield _lost(file, number, f"a file that ends before row {number}")
+
+
+def _read_row(source: Source, file: File, number: int) -> Sequence[Row]:
+    try:
+        return source.read(file, number, number + 1)
+    except Exception as error:
+        return [_lost(file, number, f"{type(error).__name__}: {error}")]
+
+
+def _lost(file: File, number: int, why: str) -> Row:
+    return Row(f"{file.path}:{number}", error=f"input: expected row {number} of {file.path!r}, got {why}")

@@ -151,7 +151,8 @@ def record_of(name: str, e: Explanation, maps: str = "tokens", maps_format: str 
 
 def error_record(name: str, message: str) -> dict[str, Any]:
     """Make the row of what could not be explained."""
-    return {"id": name, "status": "error", "error": message}
+    # Names of files are bytes, and may be no text.
+    return {"id": name, "status": "error", "error": message.encode("utf-8", "backslashreplace").decode()}
 
 
 def explanation_of(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,23 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tam_fast.dataset.begin import PROMPT, columns_and_prompt, make_folder, plan_or_go_on, undone
 from tam_fast.dataset.durable import locked
-from tam_fast.dataset.index import INDEX, known_parts, make_index, stamp
+from tam_fast.dataset.index import counted_parts, make_index
 from tam_fast.dataset.local import explain_here
-from tam_fast.dataset.manifest import MANIFEST, Manifest, differences
-from tam_fast.dataset.models import ModelSpec, described, spec_of, versions
-from tam_fast.dataset.parts import clean, part_path
-from tam_fast.dataset.plan import Plan, Shard, changed, grown
+from tam_fast.dataset.models import described, spec_of
+from tam_fast.dataset.needed import need
+from tam_fast.dataset.parts import clean
 from tam_fast.dataset.records import check_kept
-from tam_fast.dataset.sources import Columns, Source, open_source
-from tam_fast.dataset.worker import ATTEMPTS, Job, forget
+from tam_fast.dataset.sources import Columns
+from tam_fast.dataset.worker import ATTEMPTS, Job
 
 __all__ = ["PROMPT", "Progress", "Report", "TooManyErrors", "run"]
-
-PROMPT = "Describe this image."
-
-# What stands in a folder before its manifest does.
-_FIRST = re.compile(r"\.lock|files-[0-9a-f]{16}\.parquet(\.\d+\.unfinished)?|manifest\.json\.\d+\.unfinished")
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,7 @@ def run(
     image: str | None = None,
     answer: str | None = None,
     engine: str = "local",
+    states: str | os.PathLike[str] | None = None,
     maps: str = "tokens",
     maps_format: str = "uint8",
     shard_rows: int = 64,
@@ -134,6 +129,10 @@ def run(
         Columns that hold a row's id, its image or images (several separated by commas), and an answer that is
         explained in place of a generated one.
     engine : "local" or "ray"
+        This process, or workers on a Ray cluster (extra ``ray``).
+    states : path, optional
+        Folder of hidden states that vLLM wrote, ``ID.safetensors`` for each row: the answers of `answer` are attributed
+        with the model's lm_head and final norm alone. `model` is a folder then.
     maps : str
         Which maps are kept: ``"tokens"``, ``"words"``, ``"none"`` or ``"top:K"``.
     maps_format : "uint8" or "float16"
@@ -173,7 +172,10 @@ def run(
         If another process writes to `output`.
     tam_fast.dataset.TooManyErrors
         See `max_errors`.
+    ModuleNotFoundError
+        If pyarrow is missing (extra ``dataset``), or Ray (extra ``ray``).
     """
+    need("pyarrow", "dataset")
     check_kept(maps)
     choices = (("engine", engine, ("local", "ray")), ("maps_format", maps_format, ("uint8", "float16")))
     for name, value, known in choices:
@@ -186,11 +188,27 @@ def run(
         raise TypeError(f"prompt: expected a text, got {type(prompt).__name__}")
     if engine == "local" and engine_options:
         raise TypeError(f"{next(iter(engine_options))}: expected none with engine='local'")
-    spec = spec_of(model, device, dtype)
-    columns, prompt = _columns(source, prompt, Columns(id, image, None, answer), allow_outside)
-    rows = open_source(source, columns, allow_outside=allow_outside)
-    explainer = spec.load()
-    spec = ModelSpec(spec.name, spec.device, spec.dtype, explainer if engine == "local" else spec.explainer)
+    spec = spec_of(model, device, dtype, states)
+    if engine == "ray":
+        from tam_fast.dataset.ray_engine import check_options, explain_on_ray
+
+        check_options(**engine_options)
+        if spec.explainer is not None:
+            raise TypeError("model: expected an id or a folder with engine='ray': other processes load it")
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError("input: expected a path with engine='ray': other processes read it")
+    columns = Columns(id, image, None, answer)
+    rows, columns, prompt = columns_and_prompt(source, prompt, columns, allow_outside)
+    if states is not None:
+        if columns.answer is None:
+            raise ValueError("answer: expected the column of the recorded answers, with states; got none")
+        if set(explain or ()) - {"kernel_size", "compat"}:
+            other = min(set(explain or ()) - {"kernel_size", "compat"})
+            raise ValueError(f"explain: expected kernel_size and compat alone with states, got {other}")
+    folder = Path(os.fsdecode(output))
+    make_folder(folder, source)
+    # To know which model it is takes no GPU.
+    explainer = replace(spec, device=None).load() if engine == "ray" else spec.load()
     arguments = {"prompt": prompt, **(explain or {})}
     config = {
         "model": dict(described(explainer)),
@@ -199,51 +217,37 @@ def run(
         "maps": maps,
         "maps_format": maps_format,
         "schema": 1,
+        **({} if states is None else {"states": "vllm"}),
     }
-    folder = Path(os.fsdecode(output))
-    _make(folder)
     with locked(folder):
         began = time.perf_counter()
-        manifest = _manifest(folder, rows, source, config, shard_rows, overwrite)
-        clean(folder)
+        manifest = plan_or_go_on(folder, rows, source, config, shard_rows, overwrite)
+        clean(folder, folder / ATTEMPTS)
         job = Job(folder, manifest.plan, rows, manifest.digest, arguments, batch_size, maps, maps_format)
-        # What the index was made of need not be opened again.
-        known = known_parts(folder, manifest.digest)
-        waiting = [shard for shard in manifest.plan.shards() if not _is_known(job, shard, known)]
-        begun = {path.stem for path in (folder / ATTEMPTS).glob("shard-*.jsonl")}
-        undone = {shard.number for shard in waiting}
-        for shard in manifest.plan.shards() if begun else ():
-            # Killed after its part was written.
-            if f"shard-{shard.number:05d}" in begun and shard.number not in undone:
-                forget(folder, shard)
-        if retry_errors:
-            waiting = sorted({*waiting, *_with_errors(job, folder, waiting)}, key=lambda shard: shard.number)
+        waiting = undone(job, retry_errors)
         counter = _Counter(manifest.plan.rows, sum(shard.rows for shard in waiting), progress, max_errors)
+        stop = stop or threading.Event()
+
+        def index(columns: list[str]) -> Any:
+            parts = counted_parts(folder, manifest.plan.shards(), manifest.digest, job.is_done)
+            return make_index(folder, parts, manifest.digest, columns=columns)
+
         try:
-            if waiting:
-                explain_here(job, spec, waiting, counter.add, stop or threading.Event())
-        finally:
-            parts = [path for shard in manifest.plan.shards() if (path := part_path(folder, shard)).is_file()]
-            index = make_index(folder, parts, manifest.digest)
-        errors = sum(status != "ok" for status in index["status"].to_pylist())
+            if waiting and engine == "ray":
+                del explainer  # the driver only needed to know which it is
+                given = (os.path.realpath(os.fsdecode(source)), columns, allow_outside)
+                explain_on_ray(job, spec, waiting, counter.add, stop, given, config, **engine_options)
+            elif waiting:
+                explain_here(job, explainer, waiting, counter.add, stop)
+        except BaseException:
+            # Made again at any time; what went wrong is what is told.
+            with contextlib.suppress(OSError):
+                index(["status"])
+            raise
+        found = index(["status"])
+        errors = sum(status != "ok" for status in found["status"].to_pylist())
         seconds = time.perf_counter() - began
-        return Report(folder, manifest.plan.rows, index.num_rows, errors, counter.explained, seconds)
-
-
-def _columns(source: Any, prompt: str, columns: Columns, allow_outside: bool) -> tuple[Columns, str]:
-    """Tell a column of prompts from a prompt.
-
-    Raises
-    ------
-    ValueError
-        If it is one word, and the input has columns, but none of this name: it is taken for neither.
-    """
-    names = open_source(source, columns, allow_outside=allow_outside).names()
-    if prompt in names:
-        return replace(columns, prompt=prompt), PROMPT
-    if names and prompt.isidentifier():
-        raise ValueError(f"prompt: expected a sentence or one of the columns {', '.join(names)}, got {prompt!r}")
-    return columns, prompt
+        return Report(folder, manifest.plan.rows, found.num_rows, errors, counter.explained, seconds)
 
 
 class _Counter:
@@ -269,99 +273,3 @@ class _Counter:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _make(folder: Path) -> None:
-    """Make the output's folder; what is not ours is left alone."""
-    if folder.is_dir():
-        names = [path.name for path in folder.iterdir()]
-        strange = [name for name in names if not _FIRST.fullmatch(name)]
-        if strange and MANIFEST not in names:
-            raise ValueError(
-                f"output: expected an empty folder or a data set of ours in {folder}, got {strange[0]!r} there"
-            )
-    elif folder.exists():
-        raise ValueError(f"output: expected a folder, got the file {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _manifest(
-    folder: Path, source: Source, given: Any, config: Mapping[str, Any], shard_rows: int, overwrite: bool
-) -> Manifest:
-    """Read the manifest that is there and see that it fits, or plan the input and write it."""
-    if overwrite:
-        _remove(folder)
-    files = list(source.files())
-    described = {"kind": source.kind, "path": str(given) if isinstance(given, (str, os.PathLike)) else None}
-    try:
-        old = Manifest.read(folder)
-    except FileNotFoundError:
-        plan = Plan(files, shard_rows, [sum(file.rows for file in files)])
-        if not plan.rows:
-            raise ValueError(f"input: expected at least one row, got none in {given!r}") from None
-        _check_ids(source, plan)
-        manifest = Manifest(plan, described, config, versions())
-        manifest.write(folder)
-        return manifest
-    found = differences(old.config, config)
-    if found:
-        raise ValueError(
-            f"output: expected the configuration that {folder} was made with, got another: {'; '.join(found)}; "
-            f"overwrite begins anew"
-        )
-    why = changed(old.plan.files, files)
-    if why:
-        raise ValueError(f"input: expected the files that {folder} was made of, {why}; overwrite begins anew")
-    plan = grown(old.plan, files)
-    if plan is not old.plan:
-        _check_ids(source, plan)
-        old = Manifest(plan, old.input, old.config, old.versions)
-        old.write(folder)
-    return old
-
-
-def _check_ids(source: Source, plan: Plan) -> None:
-    """Raise ValueError if two rows have one id."""
-    seen: dict[str, str] = {}
-    for file in plan.files:
-        names = source.ids(file)
-        for number, name in enumerate(names or ()):
-            place = f"{file.path}:{number}"
-            if name in seen:
-                raise ValueError(f"id: expected ids that are unique, got {name!r} in {seen[name]} and {place}")
-            seen[name] = place
-
-
-def _remove(folder: Path) -> None:
-    """Remove what an earlier run wrote, its manifest last: until then it can be overwritten again."""
-    for pattern in ("part-*.parquet", ".part-*.parquet", INDEX):
-        for path in folder.glob(pattern):
-            path.unlink()
-    shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.glob("files-*.parquet"):
-        path.unlink()
-
-
-def _is_known(job: Job, shard: Shard, known: Mapping[str, str]) -> bool:
-    path = part_path(job.output, shard)
-    try:
-        if known.get(path.name) == stamp(path):
-            return True
-    except OSError:
-        return False
-    return job.is_done(shard)
-
-
-def _with_errors(job: Job, folder: Path, waiting: list[Shard]) -> list[Shard]:
-    """Find the shards whose parts hold error rows."""
-    import pyarrow.parquet as pq
-
-    begun = {shard.number for shard in waiting}
-    found: list[Shard] = []
-    for shard in job.plan.shards():
-        if shard.number in begun:
-            continue
-        if "error" in pq.read_table(part_path(folder, shard), columns=["status"])["status"].to_pylist():
-            found.append(shard)
-    return found

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tam_fast.dataset.attempts import Attempts, Span
-from tam_fast.dataset.parts import done, part_path, piece_path, read_part, write_part
+from tam_fast.dataset.parts import done, footer, part_path, piece_path, read_part, write_part
 from tam_fast.dataset.plan import Plan, Shard, read_rows
+from tam_fast.dataset.recorded import Recorded
 from tam_fast.dataset.records import error_record, record_of
 from tam_fast.dataset.sources import Row, Source
 from tam_fast.explain import Explainer
 
-__all__ = ["ATTEMPTS", "Job", "Receipt", "Stopped", "Worker", "forget"]
+__all__ = ["ATTEMPTS", "Job", "Receipt", "SpoiltError", "Stopped", "Worker", "forget"]
 
 ATTEMPTS = "attempts"
 """The folder of the journals."""
@@ -28,6 +29,10 @@ _NAMED = re.compile(r"requests\[(\d+)\]: ")
 
 class Stopped(Exception):
     """The worker was asked to stop; its shard is begun anew another time."""
+
+
+class SpoiltError(RuntimeError):
+    """The device is of no more use to this process: what follows would fail whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,7 @@ class Job:
 
     def footer(self, shard: Shard) -> dict[str, str]:
         """What the part of a shard is known by."""
-        return {
-            "tam_fast.config": self.digest,
-            "tam_fast.shard": f"{shard.number}:{shard.first}:{shard.rows}",
-            "tam_fast.maps": self.maps,
-            "tam_fast.maps_format": self.maps_format,
-        }
+        return footer(shard, self.digest, self.maps, self.maps_format)
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard's part is there."""
@@ -93,7 +93,7 @@ class Worker:
     Parameters
     ----------
     job : Job
-    explainer : Explainer
+    explainer : Explainer or Recorded
     stop : callable
         Asked between batches; true raises :class:`Stopped`.
     finished : callable
@@ -101,7 +101,7 @@ class Worker:
     """
 
     job: Job
-    explainer: Explainer
+    explainer: Explainer | Recorded
     stop: Callable[[], bool] = lambda: False
     finished: Callable[[int, int], None] = lambda _rows, _errors: None
 
@@ -138,9 +138,17 @@ class Worker:
 
     def write(self, shard: Shard, records: Sequence[dict[str, Any]]) -> Receipt:
         """Write the part of a shard; what led to it is removed."""
-        write_part(part_path(self.job.output, shard), records, self.job.footer(shard))
+        try:
+            write_part(part_path(self.job.output, shard), records, self.job.footer(shard))
+        except BaseException:
+            self.drop(shard)  # a full disk is no row's fault
+            raise
         forget(self.job.output, shard)
         return Receipt(shard.number, len(records), sum(record["status"] != "ok" for record in records))
+
+    def drop(self, shard: Shard) -> None:
+        """Record that a shard's records will not be written, for no fault of its rows."""
+        self._attempts(shard).stopped()
 
     def _attempts(self, shard: Shard) -> Attempts:
         folder = self.job.output / ATTEMPTS
@@ -167,6 +175,8 @@ class Worker:
             attempts.begin(span)
             try:
                 records = self._rows(rows, old, attempts)
+            except SpoiltError:
+                raise  # as good as a death
             except BaseException:
                 attempts.stopped()  # an error or a stop, no death
                 raise
@@ -199,18 +209,22 @@ class Worker:
         try:
             found = self.explainer.explain_batch([self._request(row) for row in rows], batch_size=len(rows))
         except Exception as error:
+            if _is_spoilt(error):
+                raise SpoiltError(_message(error)) from error
             found = list(getattr(error, "explanations", []))
             # The frames of the error hold the batch's tensors.
-            failed, place, short = _message(error), _place(error, len(found)), _is_short_of_memory(error)
+            failed, place = _message(error), _place(error, len(found))
+            # Whose fault it is must be known before a row is given up.
+            apart = _is_short_of_memory(error) or not _NAMED.match(str(error))
         else:
-            failed, place, short = "", len(found), False
+            failed, place, apart = "", len(found), False
         made = [record_of(row.id, e, self.job.maps, self.job.maps_format) for row, e in zip(rows, found, strict=False)]
         rows = rows[len(made) :]
         place -= len(made)
         del found
         if not failed:
             return made
-        if short and len(rows) > 1:
+        if apart and len(rows) > 1:
             _let_go()
             middle = len(rows) // 2
             return [*made, *self._batch(rows[:middle]), *self._batch(rows[middle:])]
@@ -225,14 +239,18 @@ class Worker:
             request["prompt"] = row.prompt
         if row.answer is not None:
             request["answer"] = row.answer
+        if isinstance(self.explainer, Recorded):
+            request["id"] = row.id
         return request
 
 
 def forget(output: Path, shard: Shard) -> None:
-    """Remove what led to a part that is there: its journal, and its pieces."""
-    Attempts(output / ATTEMPTS, shard.number).forget()
-    for path in output.glob(f".part-{shard.number:05d}.*.parquet"):
-        path.unlink()
+    """Remove what led to a part that is there: its pieces, and then its journal, which tells of them."""
+    journal = Attempts(output / ATTEMPTS, shard.number)
+    if len(journal.spans(shard.rows)) > 1:
+        for path in output.glob(f".part-{shard.number:05d}.*.parquet"):
+            path.unlink()
+    journal.forget()
 
 
 def _weight(row: Row) -> tuple[int, int]:
@@ -245,6 +263,14 @@ def _is_short_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+
+
+def _is_spoilt(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def _let_go() -> None:

@@ -91,7 +91,8 @@ def _embedding_name(model: Any, head: torch.nn.Linear) -> str | None:
     tied = getattr(model.config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
     if not tied or embedding is None or embedding.weight.shape != head.weight.shape:
         return None
-    return next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+    found: str = next(name for name, module in model.named_modules() if module is embedding)
+    return f"{found}.weight"
 
 
 class _Tensors:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tam_fast.engines.states import EngineStates, check_ids, check_states, whole_ids
 
 __all__ = ["read"]
@@ -26,7 +28,7 @@ _POLL = 0.02
 
 
 def read(
-    path: str | os.PathLike[str], token_ids: Any, *, layer: int = -1, timeout: float = 10.0, lock: bool = True
+    path: str | os.PathLike[str], token_ids: Any | None, *, layer: int = -1, timeout: float = 10.0, lock: bool = True
 ) -> EngineStates:
     """Read the hidden states of one request from vLLM's file.
 
@@ -34,8 +36,9 @@ def read(
     ----------
     path : path
         ``DIR/<request id>.safetensors``: ``hidden_states`` (tokens, layers, C) and ``token_ids`` (tokens,).
-    token_ids : int Tensor, ndarray or list (S + 1,)
-        Prompt and answer, as they were sent and received.
+    token_ids : int Tensor, ndarray or list (S + 1,), optional
+        Prompt and answer, as they were sent and received, to compare the file's with. None takes what the file says,
+        all of its rows.
     layer : int
         Which of the file's layers, in the order in which the server was asked for them; the last one.
     timeout : float
@@ -59,7 +62,7 @@ def read(
         If it is no such file, or its rows are not those of the request: the server's setting at fault is named.
     """
     file = Path(os.fsdecode(path))
-    expected = whole_ids(token_ids)
+    expected = None if token_ids is None else whole_ids(token_ids)
     until = time.monotonic() + timeout
     with _shared(file.with_name(f"{file.name}.lock"), until) if lock else _there(file, until):
         tensors = _load(file)
@@ -74,8 +77,20 @@ def read(
         )
     if not -states.shape[1] <= layer < states.shape[1]:
         raise ValueError(f"layer: expected one of the {states.shape[1]} in {file}, got {layer}")
+    if expected is not None:
+        states, ids = _compared(file, states, ids, expected)
+    hidden = states[:, layer].clone()
+    check_states(hidden, str(file))
+    return EngineStates(hidden, ids.long(), normed=False)
+
+
+def _compared(file: Path, states: Tensor, ids: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of a request, whose ids are expected, and their ids."""
     count, wanted = ids.shape[0], expected.numel() - 1
     found = ids.tolist()
+    if found == expected.tolist():
+        # An end mark followed, which is no part of the answer.
+        return states[:wanted], ids[:wanted]
     if count < wanted and found == expected[:count].tolist():
         raise ValueError(f"{file}: expected {wanted} rows, got the first {count}: {_missing_end(count)}")
     if count < wanted and found == expected[wanted - count : wanted].tolist():
@@ -83,9 +98,7 @@ def read(
             f"{file}: expected {wanted} rows, got the last {count}: start the server with --no-enable-prefix-caching"
         )
     check_ids(found, expected, str(file))
-    hidden = states[:, layer].clone()
-    check_states(hidden, str(file))
-    return EngineStates(hidden, ids.long(), normed=False)
+    return states, ids
 
 
 def _missing_end(count: int) -> str:

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from tam_fast.explanation import files
+from tam_fast.explanation import files, page
 from tam_fast.explanation.checks import SOURCES
+from tam_fast.explanation.exports import Exports
 from tam_fast.explanation.graph import Graph, graph_of
 from tam_fast.explanation.kept import KeptStates, one_token
 from tam_fast.explanation.naming import Key
-from tam_fast.explanation.pictures import Pictures
 from tam_fast.explanation.reading import Maps, Peak
 from tam_fast.explanation.words import Word
 
 __all__ = ["SOURCES", "Explanation", "Peak", "load"]
 
 
-class Explanation(Pictures):
+class Explanation(Exports):
     """An answer, and for each of its tokens where in the image the model saw it.
 
     ``e["circle"]`` is the map of a word, ``e[3]`` that of a token, ``e[2:5]`` or ``e.span(2, 5)`` that of a span.
@@ -241,6 +241,44 @@ class Explanation(Pictures):
             probability or time that is not finite, `token_ids` that are not those of the maps, offsets out of order.
         """
         return files.write(path, self, force)
+
+    def save_html(
+        self, path: str | os.PathLike[str], *, title: str | None = None, cmap: str = "inferno", force: bool = False
+    ) -> Path:
+        """Write one HTML file to hand around: the pictures, the texts, and the map of a word that is pointed at.
+
+        It needs no network, and may not use one. Pictures are JPEG of at most 1,440 pixels, without what else their
+        files held; a video is its frames. Maps are rounded to 1/255 of their own largest value.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.html``. Its folder must exist. An earlier page is replaced, another file is not.
+        title : str, optional
+            Of the page; the prompt if not given.
+        cmap : str
+            The colour map at first, as for :meth:`overlay`. On the page inferno, viridis and jet can be chosen as well.
+        force : bool
+            Replace a file of this name even if something else wrote it.
+
+        Returns
+        -------
+        path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            If the path has another suffix, or the colour map is unknown.
+        OSError
+            If it cannot be written; FileExistsError if a file would be replaced that is no page of this library.
+        """
+        page.check_path(path, force)
+        return page.save_page(path, page.page_text(self, title=title, cmap=cmap), force)
+
+    def _repr_html_(self) -> str:
+        """Show the page in a notebook, and below it, for where scripts do not run, the sheet of all tokens."""
+        return page.embedded(self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:

@@ -69,13 +69,18 @@ class Pictures(Reading):
             a video are asked for, the colour map is unknown, the opacity or the size is out of range or the explanation
             holds no images.
         """
-        options: dict[str, Any] = {"cmap": cmap, "opacity": opacity, "size": size}
-        vector = self.vector(key)
+        picture, rasters = self._scene(self.vector(key), image, video, frame)
+        return render.overlay(picture, rasters, cmap=cmap, opacity=opacity, size=size)
+
+    def _scene(
+        self, vector: torch.Tensor, image: int | None, video: int | None, frame: int | None
+    ) -> tuple[Image.Image, list[render.Raster]]:
+        """Choose the image or the frame that a map is drawn on, as :meth:`overlay` says, and place the map there."""
         if image is not None and (video is not None or frame is not None):
             raise ValueError(f"image: expected none with a video or a frame of one, got {image}")
         if video is None and frame is None and (image is not None or self.images or not self.videos):
             place = 0 if image is None else image
-            return render.overlay(self._picture(place), self._placed(vector, place), **options)
+            return self._picture(place), self._placed(vector, place)
         clip = 0 if video is None else video
         canvases = self._video(clip)
         known = [canvas.frame or 0 for canvas in canvases]
@@ -84,7 +89,7 @@ class Pictures(Reading):
             frame = known[highest.index(max(highest))]
         if frame not in known:
             raise IndexError(f"frame: expected one from 0 to {known[-1]}, got {frame}")
-        return render.overlay(self._still(clip, frame), self._placed(vector, clip, frame), **options)
+        return self._still(clip, frame), self._placed(vector, clip, frame)
 
     def sheet(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -12,19 +13,27 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["FORMAT", "PICTURE_MARK", "check_replaceable", "fitting_stem", "is_ours", "replace_files"]
+from tam_fast.render.page import GENERATOR
+from tam_fast.render.video import MARK
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["FORMAT", "PICTURE_MARK", "check_replaceable", "encode_picture", "fitting_stem", "is_ours", "replace_files"]
 
 FORMAT = "tam_fast.Explanation"
 """What the JSON file of an explanation says that it is."""
 
 PICTURE_MARK = ("Software", "tam_fast")
-"""The text in a PNG file that says who drew it."""
+"""The text in a PNG file that says who drew it; of JPEG and GIF it is the comment."""
 
 # Those of TokenActivationMaps: an arrays file that has all of them is one of an explanation.
 _ARRAYS = {"maps", "relevance", "scale", "flat", "context_ids", "target_ids", "token_ids", "offsets"}
 _LONGEST_SUFFIX = len(".safetensors")
 _HEADER = 1 << 20  # bytes that are read of a file to know whose it is
+_JPEG = 65_500  # pixels of a side that a JPEG can have
 _PATIENCE = 10.0  # seconds that another run may take to rename its set
 
 
@@ -207,7 +216,7 @@ def check_replaceable(paths: Iterable[Path], force: bool) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file was written by Explanation.save, or is a picture from the command; by its head alone."""
+    """Whether a file was written by Explanation.save, is a page, or a picture from the command; by its head alone."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEADER)
@@ -215,14 +224,53 @@ def is_ours(path: Path) -> bool:
         return False
     if path.suffix == ".json":
         return f'"format": "{FORMAT}"'.encode() in head[:200]
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXt" + "\0".join(PICTURE_MARK).encode() in head[:4096]
+    suffix = path.suffix.lower()
+    if suffix in (".html", ".htm"):
+        return GENERATOR.encode() in head[:1000]
+    if suffix in (".jpg", ".jpeg", ".gif"):
+        starts = b"GIF8" if suffix == ".gif" else b"\xff\xd8"
+        return head.startswith(starts) and MARK in head[:4096]
+    if suffix == ".mp4":
+        return head[4:8] == b"ftyp" and _ends_with(path, MARK)
     length = int.from_bytes(head[:8], "little")
     try:
         names = json.loads(head[8 : 8 + length])
     except (ValueError, RecursionError):
         return False
     return isinstance(names, dict) and names.keys() >= _ARRAYS
+
+
+def _ends_with(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(mark), os.SEEK_END)
+            return file.read() == mark
+    except OSError:
+        return False
+
+
+def encode_picture(picture: Image.Image, suffix: str) -> bytes:
+    """Encode a picture as PNG, or as JPEG for ``.jpg`` and ``.jpeg``; what it holds says who drew it.
+
+    Raises
+    ------
+    ValueError
+        If the picture has more pixels on a side than a JPEG can have: 65,500.
+    """
+    made = io.BytesIO()
+    if suffix.lower() in (".jpg", ".jpeg"):
+        if max(picture.size) > _JPEG:
+            raise ValueError(f"picture: expected at most {_JPEG} pixels a side for JPEG, got {picture.size}: take PNG")
+        picture.convert("RGB").save(made, format="JPEG", quality=92, subsampling=0, comment=MARK)
+    else:
+        from PIL.PngImagePlugin import PngInfo
+
+        mark = PngInfo()
+        mark.add_text(*PICTURE_MARK)
+        picture.save(made, format="PNG", pnginfo=mark)
+    return made.getvalue()
 
 
 def fitting_stem(folder: Path, stem: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tam_fast.render.colormaps import colormap
 
-__all__ = ["Raster", "overlay"]
+__all__ = ["Raster", "levels_on", "overlay"]
 
 # Opacity grows as this power of the activation: below 1, so that half an activation can be told from the photograph.
 _GAMMA = 0.7
@@ -80,23 +80,49 @@ def overlay(
     picture = image.convert("RGB")
     if size is not None and (size[0], size[1]) != picture.size:
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    resample = Image.Resampling.BILINEAR if flat_opacity else Image.Resampling.BICUBIC
-    enlarged = [placed for raster in rasters if (placed := _enlarge(raster, picture.size, resample)) is not None]
-    if not any(values.any() for _, values in enlarged):
+    level, covered = levels_on(picture.size, rasters, smooth=not flat_opacity)
+    if not level.any():
         return picture if picture is not image else image.copy()
-    width, height = picture.size
-    # A level 0..255 a pixel, and which pixels are covered at all.
-    level = np.zeros((height, width), dtype=np.uint8)
-    covered = np.zeros((height, width), dtype=np.uint8)
-    for (left, top, right, bottom), values in enlarged:
-        part = level[top:bottom, left:right]
-        np.maximum(part, values, out=part)
-        covered[top:bottom, left:right] = 255
     colours = Image.fromarray(np.ascontiguousarray(table[level]))
-    strength = covered if flat_opacity else level
+    strength = np.where(covered, np.uint8(255), np.uint8(0)) if flat_opacity else level
     mask = Image.fromarray(strength).point([round(255 * opacity * (x / 255) ** _GAMMA) for x in range(256)])
     picture.paste(colours, (0, 0), mask)
     return picture
+
+
+def levels_on(
+    size: tuple[int, int], rasters: Sequence[Raster], *, smooth: bool = True
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Bring activation maps to the pixels of an image, as :func:`overlay` draws them.
+
+    Parameters
+    ----------
+    size : (int, int)
+        The image's width and height in pixels.
+    rasters : sequence of Raster
+    smooth : bool
+        Enlarge bicubically; else bilinearly.
+
+    Returns
+    -------
+    levels : (height, width) uint8
+        The activation of each pixel in 255ths. 0 where no raster is.
+    covered : (height, width) bool
+        Which pixels a raster covers.
+    """
+    resample = Image.Resampling.BICUBIC if smooth else Image.Resampling.BILINEAR
+    width, height = size
+    levels = np.zeros((height, width), dtype=np.uint8)
+    covered = np.zeros((height, width), dtype=np.bool_)
+    for raster in rasters:
+        placed = _enlarge(raster, size, resample)
+        if placed is None:
+            continue
+        (left, top, right, bottom), values = placed
+        part = levels[top:bottom, left:right]
+        np.maximum(part, values, out=part)
+        covered[top:bottom, left:right] = True
+    return levels, covered
 
 
 def _enlarge(

@@ -25,7 +25,6 @@ def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canned:
     explainer = Canned()
     monkeypatch.setattr("tam_fast.cli.dataset.load_explainer", lambda *_: explainer)
     monkeypatch.setattr("tam_fast.dataset.runs.spec_of", lambda *_: _Spec(explainer))
-    monkeypatch.setattr("tam_fast.dataset.runs.ModelSpec", lambda *_: _Spec(explainer))
     monkeypatch.setattr("tam_fast.dataset.runs.described", lambda _: {"name": "canned"})
     return explainer
 
@@ -62,7 +61,7 @@ def test_columns_and_lines_of_json(canned: Canned, tmp_path: Path) -> None:
     assert all(line["total"] == 5 and line["errors"] == 0 for line in told)
     assert report["done"] == 5
     assert open_dataset("out").ids == [f"row {k}" for k in range(5)]
-    assert sorted(sum(canned.batches, [])) == [f"What is {k}?" for k in range(5)]
+    assert sorted(prompt for batch in canned.batches for prompt in batch) == [f"What is {k}?" for k in range(5)]
 
 
 def test_error_rows_are_exit_code_5_on_every_run(canned: Canned, tmp_path: Path) -> None:

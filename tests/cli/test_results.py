@@ -20,7 +20,8 @@ from tam_fast.explanation import Explanation, load
 def test_explain_writes_and_prints(explainer: FakeExplainer, photo: Path) -> None:
     result = run("explain", photo, "-p", "What is it?", "-o", "out")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in Path("out").iterdir()) == ["photo.json", "photo.png", "photo.safetensors"]
+    suffixes = ["html", "json", "png", "safetensors"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [f"photo.{suffix}" for suffix in suffixes]
     lines = result.stdout.splitlines()
     assert "photo.jpg" in lines[0]
     assert lines[1] == "A red circle."
@@ -68,6 +69,7 @@ def test_json_is_one_document(explainer: FakeExplainer, photo: Path, capfd: pyte
         "sheet": str(Path("out/photo.png")),
         "arrays": str(Path("out/photo.safetensors")),
         "json": str(Path("out/photo.json")),
+        "page": str(Path("out/photo.html")),
     }
     (error,) = document["errors"]
     assert (error["image"], error["code"]) == ("missing.jpg", 3)
@@ -118,9 +120,9 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(4))
 def test_full_disk(explainer: FakeExplainer, photo: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The three files of the earlier run stay, whichever of the new ones does not fit."""
+    """The four files of the earlier run stay, whichever of the new ones does not fit."""
     assert run("explain", photo, "-q", "-o", "out").exit_code == 0
     before = _content(Path("out"))
     explainer.tokens = ["Another", " answer"]
@@ -133,12 +135,12 @@ def test_full_disk(explainer: FakeExplainer, photo: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         result = run("explain", photo, "-o", "out")
-    name = ("photo.safetensors", "photo.png", "photo.json")[at]
+    name = ("photo.safetensors", "photo.png", "photo.html", "photo.json")[at]
     assert_fails(result, 3, f"the results cannot be written: {Path('out') / name}: No space left on device")
     assert _content(Path("out")) == before
     assert run("explain", photo, "-q", "-o", "out").exit_code == 0
     assert load("out/photo").text == "Another answer"
-    assert len(_content(Path("out"))) == 3
+    assert len(_content(Path("out"))) == 4
 
 
 def test_an_error_of_the_system_is_a_file_s(explainer: FakeExplainer, photo: Path) -> None:
@@ -279,7 +281,7 @@ def test_long_names_are_shortened_and_told_apart(explainer: FakeExplainer, tmp_p
         assert result.exit_code == 0, result.stderr
         files = [entry["files"]["json"] for entry in json.loads(result.stdout)["results"]]
         assert len(set(files)) == 3
-        assert len(_content(Path("out"))) == 9
+        assert len(_content(Path("out"))) == 12
         assert all(load(file).text == "A red circle." for file in files)
     # Where the sentence is printed, a byte that is no text does not disturb.
     assert run("explain", names[0], "-o", "out").exit_code == 0

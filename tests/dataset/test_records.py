@@ -121,5 +121,5 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_what_is_unfinished_goes(tmp_path):
     (tmp_path / "part-00000.parquet.77.unfinished").write_bytes(b"")
     (tmp_path / "part-00000.parquet").write_bytes(b"")
-    clean(tmp_path)
+    clean(tmp_path, tmp_path / "attempts")
     assert [p.name for p in tmp_path.iterdir()] == ["part-00000.parquet"]

@@ -178,6 +178,10 @@ def test_splits_and_indices_of_saved_data_sets(tmp_path):
     (folder / "state.json").write_text(json.dumps({"_data_files": [], "_indices_files": [{"filename": "i"}]}))
     with pytest.raises(ValueError, match="flatten_indices"):
         open_source(folder)
+    for text in ("{", "[]", '{"_data_files": [1]}'):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(ValueError, match=r"input: expected .*state\.json"):
+            open_source(folder)
 
 
 def test_a_data_set_of_datasets(tmp_path):

@@ -41,7 +41,7 @@ def open_source(given: Any, columns: Columns | None = None, *, allow_outside: bo
     if not isinstance(given, (str, os.PathLike)):
         if isinstance(given, (bytes, dict)) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             raise TypeError(f"input: expected a path, or a sequence of mappings, got {type(given).__name__}")
-        return InMemory(given, columns)
+        return InMemory(given, columns, allow_outside)
     path = Path(os.fsdecode(given))
     if path.is_dir():
         return _folder(path, columns, allow_outside)

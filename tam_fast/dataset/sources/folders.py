@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tam_fast.dataset.sources.rows import IMAGES, File, Row, RowError, read_regular
+from tam_fast.dataset.sources.rows import IMAGES, NOTHING, File, Known, Row, RowError, is_text, read_regular
 
 __all__ = ["ImageFolder", "list_files"]
 
@@ -46,13 +46,15 @@ class ImageFolder:
     def __init__(self, root: Path, allow_outside: bool = False) -> None:
         self._root, self._allow_outside = root, allow_outside
 
-    def files(self) -> Sequence[File]:
+    def files(self, known: Known = NOTHING) -> Sequence[File]:  # noqa: ARG002 (none is opened)
         """List the image files, by their endings."""
-        return [
-            File(name, state.st_size, state.st_mtime_ns, 1)
-            for name, state in list_files(self._root)
-            if Path(name).suffix.lower() in IMAGES
-        ]
+        found: list[File] = []
+        for name, state in list_files(self._root):
+            if os.path.splitext(name)[1].lower() in IMAGES:  # noqa: PTH122 (of a million names)
+                if not is_text(name):
+                    raise ValueError(f"input: expected names of files in UTF-8, got {os.fsencode(name)!r}")
+                found.append(File(name, state.st_size, state.st_mtime_ns, 1))
+        return found
 
     def read(self, file: File, start: int, stop: int) -> Sequence[Row]:
         """Read an image file."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tam_fast.dataset.sources.rows import Columns, File, Row, RowError, id_of, row_of
+from tam_fast.dataset.sources.rows import NOTHING, Columns, File, Known, Row, RowError, counted, id_of, row_of
 
 __all__ = ["JsonLines"]
 
@@ -37,13 +37,9 @@ class JsonLines:
         self._columns, self._allow_outside = columns, allow_outside
         self._begins = lru_cache(maxsize=8)(self._find)
 
-    def files(self) -> Sequence[File]:
+    def files(self, known: Known = NOTHING) -> Sequence[File]:
         """List the files; their lines are counted, not read as JSON."""
-        found: list[File] = []
-        for name in self._names:
-            state = (self._root / name).stat()
-            found.append(File(name, state.st_size, state.st_mtime_ns, len(self._begins(name)[0])))
-        return found
+        return [counted(self._root, name, known, lambda name: len(self._begins(name)[0])) for name in self._names]
 
     def read(self, file: File, start: int, stop: int) -> Sequence[Row]:
         """Read some lines."""
@@ -101,7 +97,7 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     if len(line) > _LONGEST:
         raise RowError(f"expected a line of at most {_LONGEST} bytes, got a longer one")
     try:
-        cells = json.loads(line.decode("utf-8"))
+        cells = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RowError(f"expected a JSON object, got {type(error).__name__}: {error}") from None
     if not isinstance(cells, dict):

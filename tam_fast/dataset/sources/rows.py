@@ -5,12 +5,27 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["IMAGES", "Columns", "File", "Row", "RowError", "Source", "read_regular", "row_of"]
+__all__ = [
+    "IMAGES",
+    "NOTHING",
+    "Columns",
+    "File",
+    "Known",
+    "Row",
+    "RowError",
+    "Source",
+    "counted",
+    "id_of",
+    "is_text",
+    "read_regular",
+    "row_of",
+]
 
 Picture: TypeAlias = "bytes | Any"
 """The bytes of an image file, or a PIL image of a data set in memory."""
@@ -23,6 +38,15 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 class RowError(ValueError):
     """A row that cannot be read; it becomes an error row."""
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8; names of files and escapes in JSON may hold halves of characters."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -90,13 +114,42 @@ class Row:
     error: str = ""
 
 
+Known: TypeAlias = Mapping[str, File]
+"""Files by their paths, as an earlier run found them."""
+
+NOTHING: Known = MappingProxyType({})
+
+
+def counted(root: Path, name: str, known: Known, count: Callable[[str], int]) -> File:
+    """Describe a file, and count its rows unless it is known.
+
+    Raises
+    ------
+    ValueError
+        If its name is no text: ids are.
+    """
+    if not is_text(name):
+        raise ValueError(f"input: expected names of files in UTF-8, got {os.fsencode(name)!r}")
+    state = (root / name).stat()
+    before = known.get(name)
+    if before is not None and (before.size, before.mtime) == (state.st_size, state.st_mtime_ns):
+        return before
+    return File(name, state.st_size, state.st_mtime_ns, count(name))
+
+
 class Source(Protocol):
     """An input: files in order, each with rows."""
 
     kind: str
 
-    def files(self) -> Sequence[File]:
-        """List the files, from listings and footers alone."""
+    def files(self, known: Known = NOTHING) -> Sequence[File]:
+        """List the files, from listings and footers alone; those that are `known`, and as they were, are not opened.
+
+        Raises
+        ------
+        ValueError
+            If a file is none that can be read; begins with ``input``.
+        """
         ...
 
     def read(self, file: File, start: int, stop: int) -> Sequence[Row]:
@@ -122,7 +175,7 @@ def read_regular(root: Path, name: str, allow_outside: bool = False) -> bytes:
     """
     if _URL.match(name):
         raise RowError(f"image: expected a file, got a URL, which is never fetched: {name[:200]!r}")
-    if "\0" in name:
+    if "\0" in name or not is_text(name):
         raise RowError(f"image: expected a file's name, got {name[:200]!r}")
     path = Path(os.path.realpath(root / name))
     if not allow_outside and not path.is_relative_to(os.path.realpath(root)):
@@ -162,6 +215,8 @@ def row_of(cells: Mapping[str, Any], columns: Columns, name: str, root: Path, al
             if column not in cells:
                 raise RowError(f"image: expected a column {column!r}, got {', '.join(map(str, cells)) or 'none'}")
             pictures += _pictures(cells[column], root, allow_outside)
+        if not pictures:
+            raise RowError(f"image: expected at least one in {', '.join(map(repr, columns.images))}, got none")
         return Row(
             name, tuple(pictures), _text(cells, columns.prompt, "prompt"), _text(cells, columns.answer, "answer")
         )
@@ -173,6 +228,8 @@ def id_of(value: Any) -> str:
     """Read an id: a text that is not empty, or a whole number."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise RowError(f"id: expected a text or a whole number, got {type(value).__name__}")
+    if not is_text(str(value)):
+        raise RowError(f"id: expected a text, got halves of characters in {value!r}")
     return str(value)
 
 
@@ -182,6 +239,8 @@ def _text(cells: Mapping[str, Any], column: str | None, name: str) -> str | None
     value = cells.get(column)
     if value is not None and not isinstance(value, str):
         raise RowError(f"{name}: expected a text in column {column!r}, got {type(value).__name__}")
+    if value is not None and not is_text(value):
+        raise RowError(f"{name}: expected a text in column {column!r}, got halves of characters")
     return value
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tam_fast.dataset.sources.rows import Columns, File, Row, RowError, id_of, row_of
+from tam_fast.dataset.sources.rows import NOTHING, Columns, File, Known, Row, RowError, counted, id_of, row_of
 
 __all__ = ["InMemory", "Tables", "data_files"]
 
@@ -43,13 +43,9 @@ class Tables:
         self._group = lru_cache(maxsize=2)(self._read_group)
         self._bounds = lru_cache(maxsize=64)(self._read_bounds)
 
-    def files(self) -> Sequence[File]:
+    def files(self, known: Known = NOTHING) -> Sequence[File]:
         """List the files with their numbers of rows, from footers (Parquet) or the messages' heads (Arrow)."""
-        found: list[File] = []
-        for name in self._names:
-            state = (self._root / name).stat()
-            found.append(File(name, state.st_size, state.st_mtime_ns, self._bounds(name)[-1]))
-        return found
+        return [counted(self._root, name, known, lambda name: self._bounds(name)[-1]) for name in self._names]
 
     def read(self, file: File, start: int, stop: int) -> Sequence[Row]:
         """Read some rows; only the row groups that hold them are decoded."""
@@ -137,16 +133,21 @@ class Tables:
         raise ValueError(f"input: expected batch {number} in {path}, which it had before")
 
     def _check(self, name: str, schema: Any) -> None:
-        import pyarrow as pa
-
         for column in self._wanted:
             if column not in schema.names:
                 raise ValueError(f"input: expected a column {column!r} in {name}, got {', '.join(schema.names)}")
-            kind = schema.field(column).type
-            if isinstance(kind, pa.BaseExtensionType) or (schema.field(column).metadata or {}).get(
-                b"ARROW:extension:name"
-            ):
+            if _is_extended(schema.field(column)):
                 raise ValueError(f"input: expected a plain type in column {column!r} of {name}, got an extension type")
+
+
+def _is_extended(field: Any) -> bool:
+    """Whether a column, or one within it, is of an extension type: some bring code along."""
+    import pyarrow as pa
+
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
+        return True
+    return any(_is_extended(kind.field(k)) for k in range(kind.num_fields))
 
 
 def _opened(source: Any) -> Any:
@@ -174,19 +175,32 @@ def data_files(root: Path) -> list[str] | None:
         If it holds several splits, or was filtered or shuffled without being written out.
     """
     if (root / "dataset_dict.json").is_file():
-        splits = json.loads((root / "dataset_dict.json").read_text()).get("splits", [])
-        names = ", ".join(str(root / str(split)) for split in splits)
-        raise ValueError(f"input: expected one split of the data set, got all; give one of {names}")
+        splits = _document(root / "dataset_dict.json").get("splits", [])
+        each = ", ".join(str(root / str(split)) for split in splits)
+        raise ValueError(f"input: expected one split of the data set, got all; give one of {each}")
     if not (root / "state.json").is_file():
         return None
-    state = json.loads((root / "state.json").read_text())
+    state = _document(root / "state.json")
     if state.get("_indices_files"):
         raise ValueError(f"input: expected {root} written out, got one with indices; save flatten_indices() of it")
-    names = [str(entry["filename"]) for entry in state.get("_data_files", [])]
+    try:
+        names = [str(entry["filename"]) for entry in state.get("_data_files", [])]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"input: expected names of files in {root / 'state.json'}, got {error}") from error
     strange = [name for name in names if Path(name).name != name]
     if strange:
         raise ValueError(f"input: expected files of the folder in {root / 'state.json'}, got {strange[0]!r}")
     return names
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"input: expected JSON in {path}, got {type(error).__name__}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"input: expected a JSON object in {path}, got {type(found).__name__}")
+    return found
 
 
 class InMemory:
@@ -196,14 +210,16 @@ class InMemory:
     ----------
     rows : sequence of mapping
     columns : Columns
+    allow_outside : bool
+        Whether images that are paths may lie outside the working folder.
     """
 
     kind = "memory"
 
-    def __init__(self, rows: Any, columns: Columns) -> None:
-        self._rows, self._columns = rows, columns
+    def __init__(self, rows: Any, columns: Columns, allow_outside: bool = False) -> None:
+        self._rows, self._columns, self._allow_outside = rows, columns, allow_outside
 
-    def files(self) -> Sequence[File]:
+    def files(self, known: Known = NOTHING) -> Sequence[File]:  # noqa: ARG002 (nothing is opened)
         """Return one entry for all rows."""
         return [File("", 0, 0, len(self._rows))]
 
@@ -211,15 +227,22 @@ class InMemory:
         """Read some rows."""
         made: list[Row] = []
         for number in range(start, min(stop, file.rows)):
-            cells = self._rows[number]
+            try:
+                cells = self._rows[number]
+            except Exception as error:  # such as an image that `datasets` cannot decode
+                made.append(Row(str(number), error=f"{type(error).__name__}: {error}"))
+                continue
             if not isinstance(cells, Mapping):
                 made.append(Row(str(number), error=f"expected a mapping of columns, got {type(cells).__name__}"))
                 continue
-            made.append(row_of(cells, self._columns, str(number), Path.cwd()))
+            made.append(row_of(cells, self._columns, str(number), Path.cwd(), self._allow_outside))
         return made
 
     def names(self) -> Sequence[str]:
         """Return the columns of the first row."""
+        columns = getattr(self._rows, "column_names", None)  # of `datasets`, which would decode a row
+        if isinstance(columns, list):
+            return columns
         first = self._rows[0] if len(self._rows) else {}
         return list(first) if isinstance(first, Mapping) else ()
 
@@ -228,7 +251,14 @@ class InMemory:
         name = self._columns.id
         if name is None:
             return None
+        if isinstance(getattr(self._rows, "column_names", None), list):
+            values = list(self._rows[name]) if name in self._rows.column_names else [None] * file.rows
+        else:
+            rows = (self._rows[number] for number in range(file.rows))
+            values = [row.get(name) if isinstance(row, Mapping) else None for row in rows]
+        made: list[str] = []
         try:
-            return [id_of(self._rows[number].get(name)) for number in range(file.rows)]
+            made.extend(id_of(value) for value in values)
         except RowError as error:
-            raise ValueError(f"input: {error}") from None
+            raise ValueError(f"id: expected one in row {len(made)} of the input; {error}") from None
+        return made

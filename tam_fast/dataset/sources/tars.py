@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tam_fast.dataset.sources.rows import IMAGES, Columns, File, Row, RowError, id_of
+from tam_fast.dataset.sources.rows import IMAGES, NOTHING, Columns, File, Known, Row, RowError, counted, id_of, is_text
 
 __all__ = ["Tars"]
 
@@ -51,13 +51,9 @@ class Tars:
         self._root, self._names, self._columns = root, list(names), columns
         self._samples = lru_cache(maxsize=4)(self._find)
 
-    def files(self) -> Sequence[File]:
+    def files(self, known: Known = NOTHING) -> Sequence[File]:
         """List the files with their numbers of samples, from the members' heads."""
-        found: list[File] = []
-        for name in self._names:
-            state = (self._root / name).stat()
-            found.append(File(name, state.st_size, state.st_mtime_ns, len(self._samples(name))))
-        return found
+        return [counted(self._root, name, known, lambda name: len(self._samples(name))) for name in self._names]
 
     def read(self, file: File, start: int, stop: int) -> Sequence[Row]:
         """Read some samples."""
@@ -100,12 +96,13 @@ class Tars:
                     stem = f"{folder}/{first}" if folder else first
                     if not found or found[-1].stem != stem:
                         found.append(_Sample(stem))
-                    if member.isreg() and member.sparse is None:
-                        found[-1].members[ending.lower()] = (member.offset_data, member.size)
+                    sample = found[-1]
+                    if not member.isreg() or member.sparse is not None:
+                        sample.trouble = f"expected regular members, got {member.name[:200]!r}, which is a link or none"
+                    elif ending.lower() in sample.members:
+                        sample.trouble = f"expected one member of an ending, got a second {member.name[:200]!r}"
                     else:
-                        found[
-                            -1
-                        ].trouble = f"expected regular members, got {member.name[:200]!r}, which is a link or none"
+                        sample.members[ending.lower()] = (member.offset_data, member.size)
                 # Cut where a member ends, nothing but the missing mark shows that there were more.
                 if (self._root / name).stat().st_size <= archive.offset:
                     raise tarfile.ReadError("it ends without the mark of its end")
@@ -122,8 +119,8 @@ class Tars:
             if sample.trouble:
                 raise RowError(sample.trouble)
             images = tuple(_content(data, sample, ending) for ending in self._endings(sample))
-            texts = [self._text(data, sample, column) for column in (self._columns.prompt, self._columns.answer)]
-            return Row(name, images, *texts)
+            prompt = self._text(data, sample, self._columns.prompt)
+            return Row(name, images, prompt, self._text(data, sample, self._columns.answer))
         except RowError as error:
             return Row(name, error=str(error))
 
@@ -144,14 +141,14 @@ class Tars:
             except UnicodeDecodeError as error:
                 raise RowError(f"{column}: expected a text in UTF-8, got {error}") from None
         value = _document(data, sample).get(column)
-        if value is not None and not isinstance(value, str):
+        if value is not None and (not isinstance(value, str) or not is_text(value)):
             raise RowError(f"{column}: expected a text, got {type(value).__name__}")
         return value
 
     def _id(self, data: Any, sample: _Sample) -> str:
         if self._columns.id == "__key__":
-            return sample.stem
-        return id_of(_document(data, sample).get(self._columns.id))
+            return id_of(sample.stem)
+        return id_of(_document(data, sample).get(self._columns.id or ""))
 
 
 def _content(data: Any, sample: _Sample, ending: str) -> bytes:
