@@ -246,8 +246,8 @@ def evaluate(
     # A reader that is handed over says what its items are asked; data that are opened here are asked `prompt`.
     own = None if hasattr(data, "fingerprint") else prompt
     reader = open_data(data, prompt=own, compat=asked.options.compat)
-    _check_installed(asked, reader, report)
     chosen(reader, limit, shard)  # refuses what is wrong before anything is written
+    _check_installed(asked, reader, report)
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder, asked)
     counts = Counts()

@@ -197,7 +197,8 @@ def test_maps_of_another_method_have_no_grounding(embedded: Explainer) -> None:
         assert not {"grounding", "visual", "scale"} & set(part)
     e = load(Path("tam-fast-out") / scene.stem)
     assert e.method == "cam+rank_gaussian@answer"
-    assert sorted(path.suffix for path in Path("tam-fast-out").iterdir()) == [".json", ".png", ".safetensors"]
+    written = sorted(path.suffix for path in Path("tam-fast-out").iterdir())
+    assert written == [".html", ".json", ".png", ".safetensors"]
     assert [word["strength"] for word in entry["words"]] == [word.strength for word in e.words]
 
 

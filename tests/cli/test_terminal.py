@@ -115,13 +115,13 @@ def test_text_alone(embedded: Explainer) -> None:
     assert head == "text  (tam-fast demo; 4 tokens; no images)"
     assert titles.split()[:4] == ["word", "scale", "strongest", "context"]
     assert "not visual" not in result.stdout
-    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == ["text.json", "text.safetensors"]
+    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == ["text.html", "text.json", "text.safetensors"]
     e = load("tam-fast-out/text")
     assert e.maps.maps.shape == (4, 0)
     options = ("--text-only", "-p", "Hello?", "--max-new-tokens", "4", "--json", "-q")
     (entry,) = json.loads(run("explain", *options).stdout)["results"]
     assert (entry["image"], entry["words"][0]["peak"], entry["grids"]) == (None, None, [])
-    assert set(entry["files"]) == {"arrays", "json"}
+    assert set(entry["files"]) == {"arrays", "json", "page"}
 
 
 def test_a_picture_of_an_earlier_run_does_not_stay_beside_a_text(explainer: FakeExplainer, photo: Path) -> None:
