@@ -85,7 +85,7 @@ def test_use_backend_restores_and_names() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test says is missing")
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", pytest.param("triton", marks=pytest.mark.long)])
 def test_an_explicit_choice_that_cannot_be_met_is_an_error(name: str) -> None:
     environment = {"TAM_FAST_BACKEND": name, "TRITON_INTERPRET": "0"}
     for code in (FILTER, "import tam_fast; tam_fast.backend_info()"):

@@ -70,6 +70,7 @@ def test_methods_explain_the_same_tokens(compared: Compared, photo: Path) -> Non
     assert "<title>photo.jpg</title>" in page
 
 
+@pytest.mark.long
 def test_prompts_have_answers_of_their_own(compared: Compared, photo: Path) -> None:
     assert run("compare", photo, "--prompts", "What?", "Where?", "-o", "a.html").exit_code == 0
     assert [call["prompt"] for call in compared.calls] == ["What?", "Where?"]

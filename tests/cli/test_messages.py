@@ -54,7 +54,11 @@ def test_paths_are_seen_from_the_file(explainer: FakeExplainer, tmp_path: Path, 
     assert [frame.size for frame in five["video"]] == [(20, 30)] * 2
     assert text == QUESTION
     assert call["messages"][1:] == _turns()[1:]
-    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == ["chat.html", "chat.json", "chat.safetensors"]
+    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == [
+        "chat.html",
+        "chat.json",
+        "chat.safetensors",
+    ]
 
 
 def test_images_of_the_command_line_fill_the_gaps(explainer: FakeExplainer, photo: Path, film: Path) -> None:

@@ -267,7 +267,7 @@ def test_a_file_that_comes_meanwhile_is_not_replaced(explainer: FakeExplainer, p
     assert _content(Path("out")) == {"photo.png": b"mine"}
 
 
-@pytest.mark.parametrize("letter", ["n", "\u732b", "\udcff"])
+@pytest.mark.parametrize("letter", ["\u732b", *(pytest.param(x, marks=pytest.mark.long) for x in ("n", "\udcff"))])
 def test_long_names_are_shortened_and_told_apart(explainer: FakeExplainer, tmp_path: Path, letter: str) -> None:
     (tmp_path / "sub").mkdir()
     long = letter * (251 // len(os.fsencode(letter)))

@@ -115,7 +115,11 @@ def test_text_alone(embedded: Explainer) -> None:
     assert head == "text  (tam-fast demo; 4 tokens; no images)"
     assert titles.split()[:4] == ["word", "scale", "strongest", "context"]
     assert "not visual" not in result.stdout
-    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == ["text.html", "text.json", "text.safetensors"]
+    assert sorted(path.name for path in Path("tam-fast-out").iterdir()) == [
+        "text.html",
+        "text.json",
+        "text.safetensors",
+    ]
     e = load("tam-fast-out/text")
     assert e.maps.maps.shape == (4, 0)
     options = ("--text-only", "-p", "Hello?", "--max-new-tokens", "4", "--json", "-q")

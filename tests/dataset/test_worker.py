@@ -127,7 +127,7 @@ def deadly(which, monkeypatch):
 
 
 @pytest.mark.parametrize("which", [{3}, {0, 7}, {1, 2, 3}, set(range(8))])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [3, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 8))])
 def test_rows_that_kill_are_given_up_and_no_others(tmp_path, monkeypatch, which, batch_size):
     work = job(rows(8), tmp_path / "out", size=8, batch_size=batch_size, **COLUMNS)
     worker = Worker(work, deadly({f"What is {k}?" for k in which}, monkeypatch))

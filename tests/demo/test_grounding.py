@@ -42,6 +42,7 @@ def test_scenes_are_fresh():
     assert gr.DEFAULT_SEED not in used
 
 
+@pytest.mark.long
 def test_the_command_reports_every_figure(tmp_path, capsys):
     gr.main(["--scenes", "4", "--json", str(tmp_path / "report.json")])
     shown = capsys.readouterr().out

@@ -129,6 +129,7 @@ def test_loss_weights_lie_on_answers(tokenizer_folder):
 # Runs
 
 
+@pytest.mark.long
 def test_a_run_resumed_anywhere_is_the_run_bit_for_bit(tokenizer_folder, tmp_path):
     whole = _trainer(SHORT, tokenizer_folder)
     whole.run()
@@ -145,6 +146,7 @@ def test_a_run_resumed_anywhere_is_the_run_bit_for_bit(tokenizer_folder, tmp_pat
         assert torch.equal(one, other), name
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_plan_is_refused(tokenizer_folder, tmp_path):
     first = _trainer(SHORT, tokenizer_folder)
     first.run(tmp_path / "kept.pt", stop_after=1)
@@ -153,6 +155,7 @@ def test_a_checkpoint_of_another_plan_is_refused(tokenizer_folder, tmp_path):
         other.resume(tmp_path / "kept.pt")
 
 
+@pytest.mark.long
 def test_steps_depend_on_seed_stage_and_number_alone(tokenizer_folder):
     trainer, again = (_trainer(SHORT, tokenizer_folder) for _ in range(2))
     again.batch("language", 0)

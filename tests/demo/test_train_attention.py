@@ -146,6 +146,7 @@ def test_gradients_are_those_of_the_stock_model(trainer, kind):
         assert (one - other).norm() <= 1e-4 * other.norm() + 1e-4, name
 
 
+@pytest.mark.long
 def test_losses_in_bfloat16_are_near_those_in_float32(trainer):
     for stage in ("language", "polish", "settle"):
         batch, alone = trainer.batch(stage, 0)

@@ -207,8 +207,15 @@ def test_states_that_no_step_showed_come_from_a_pass_over_the_answer(made, monke
 # Wrappers ------------------------------------------------------------------------------------------
 
 
-QUICK_WRAPPERS = [("wrapped", False), ("in place", True), ("parallel", False)]
-OTHER_WRAPPERS = [("wrapped", True), ("in place", False), ("forward", False), ("forward", True), ("decoder", True)]
+QUICK_WRAPPERS = [("wrapped", False), ("parallel", False)]
+OTHER_WRAPPERS = [
+    ("wrapped", True),
+    ("in place", True),
+    ("in place", False),
+    ("forward", False),
+    ("forward", True),
+    ("decoder", True),
+]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_odd_documents(text: str) -> None:
     assert read(text) == loaded(text)
 
 
+@pytest.mark.long
 @settings(max_examples=40)
 @given(st.lists(VALUES, max_size=4) | st.dictionaries(st.text(max_size=3), VALUES, max_size=4), STYLES)
 def test_every_beginning_of_a_document_is_read(value: Any, style: dict[str, Any]) -> None:

@@ -138,6 +138,7 @@ def test_control_tokens_in_a_prompt_are_text(qwen, llava, prompt, images):
             assert torch.nonzero(found.inputs["mm_token_type_ids"][0]).flatten().tolist() == sorted(visual.tolist())
 
 
+@pytest.mark.long
 def test_every_control_token_of_real_processors_is_text_in_a_prompt(shared_data):
     from transformers import AutoTokenizer
 
