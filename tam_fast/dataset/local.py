@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from tam_fast.dataset.plan import Shard
 from tam_fast.dataset.recorded import Recorded
@@ -23,7 +23,7 @@ def explain_here(
 ) -> None:
     """Explain shards one after another in this process.
 
-    Meanwhile the next one's rows are read, and the last one's part is written.
+    Meanwhile the next one's rows are read.
 
     Parameters
     ----------
@@ -36,23 +36,14 @@ def explain_here(
         Once it is set, no other shard is begun.
     """
     worker = Worker(job, explainer, finished=finished)
-    written: Future[object] | None = None
-    with ThreadPoolExecutor(1, "tam_fast-read") as reading, ThreadPoolExecutor(1, "tam_fast-write") as writing:
+    with ThreadPoolExecutor(1, "tam_fast-read") as reading:
         ahead = reading.submit(worker.read, shards[0])
         for number, shard in enumerate(shards):
             rows = ahead.result()
             if number + 1 < len(shards):
                 ahead = reading.submit(worker.read, shards[number + 1])
-            records = worker.records(shard, rows)
-            try:
-                if written is not None:
-                    written.result()
-            except BaseException:
-                worker.drop(shard)
-                raise
-            written = writing.submit(worker.write, shard, records)
+            # The part is there before the next shard begins: else that one's death would count as this one's, too.
+            worker.write(shard, worker.records(shard, rows))
             if stop.is_set():
                 break
         ahead.cancel()
-        if written is not None:
-            written.result()

@@ -127,6 +127,7 @@ def test_pieces_of_a_word(page: Any) -> None:
     settle(page)
     assert page.locator(".about dl").inner_text() == whole
     word(page, "red").click()
+    settle(page)
     assert page.locator(".chip").count() == 0
 
 

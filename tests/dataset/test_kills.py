@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from data_sets import Canned, rows, write
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from places import ROOT, TESTS
 
@@ -189,6 +189,7 @@ def test_kills_upon_kills(tmp_path, whole):
     deadly=st.sets(st.integers(0, 8), max_size=1),
     kills=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["before", "after", "amid"])), max_size=3),
 )
+@example(count=4, size=1, batch_size=4, broken={1}, deadly={2}, kills=[])  # the shard before was blamed once
 def test_any_input_under_any_kills(count, size, batch_size, broken, deadly, kills):
     """Rows that cannot be explained, one that kills its process, and kills from without: each row stands there once."""
 
