@@ -141,14 +141,10 @@ class Worker:
         try:
             write_part(part_path(self.job.output, shard), records, self.job.footer(shard))
         except BaseException:
-            self.drop(shard)  # a full disk is no row's fault
+            self._attempts(shard).stopped()  # a full disk is no row's fault
             raise
         forget(self.job.output, shard)
         return Receipt(shard.number, len(records), sum(record["status"] != "ok" for record in records))
-
-    def drop(self, shard: Shard) -> None:
-        """Record that a shard's records will not be written, for no fault of its rows."""
-        self._attempts(shard).stopped()
 
     def _attempts(self, shard: Shard) -> Attempts:
         folder = self.job.output / ATTEMPTS

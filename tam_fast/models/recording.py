@@ -10,6 +10,7 @@ captured, are the logits that the model gave.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -228,7 +229,7 @@ class Recording:
         return ""
 
 
-class Watch:
+class Watch(ABC):
     """Hooks on a model, its decoder and its head, for the calls of one thread on one cache; a context manager.
 
     What is common to :class:`record` and ``batches.record_rows``; these say what is done with what is seen.
@@ -275,8 +276,9 @@ class Watch:
         self._states = self._scored = None
         self._fed = kwargs.get("input_ids")
 
+    @abstractmethod
     def _decoded(self, module: Any, _inputs: Any, output: Any) -> None:
-        raise NotImplementedError
+        """Keep the decoder's states."""
 
     def _classified(self, _module: Any, _inputs: Any, output: Any) -> None:
         """Keep the head's logits of the last position, of all rows."""
@@ -293,8 +295,9 @@ class Watch:
         states, scored, self._states, self._scored = self._states, self._scored, None, None
         self._take(states, scored, getattr(output, "logits", None))
 
+    @abstractmethod
     def _take(self, states: Tensor | None, scored: Tensor | None, logits: Any) -> None:
-        raise NotImplementedError
+        """Take what was seen of a call: states, the head's logits, and those that the model returned."""
 
 
 class record(Watch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -117,8 +116,6 @@ def test_another_configuration(canned: Canned, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_part_at_work(canned: Canned, tmp_path: Path) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals reach the main thread alone")
     write(tmp_path / "in", "images", 9)
     canned.fault = lambda _: os.kill(os.getpid(), signal.SIGINT) if len(canned.batches) == 1 else None
     before = signal.getsignal(signal.SIGINT)
