@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import RESULTS, ROOT, machine
 from bench.measure import Peer, expect_close, expect_equal, interleave
-from bench.pages import factor, number
+from bench.pages import factor, number, put
 from bench.records import Record, read, record, write
 
 SIZES = (1, 2, 4, 8)
@@ -21,7 +21,7 @@ IMAGES = 16
 PROMPTS = ("Describe this image.", "What is on the left?")
 ONE_BY_ONE = "explain(), one after the other"
 TOLERANCE = 1e-4
-PAGE, BEGIN, END = ROOT / "docs" / "speed.md", "<!-- batch -->", "<!-- /batch -->"
+PAGE = ROOT / "docs" / "speed.md"
 
 
 def requests(count: int) -> list[dict[str, Any]]:
@@ -77,20 +77,6 @@ def table(records: Sequence[Record], measured_on: dict[str, str]) -> str:
     return "\n".join([*lines, "", f"Medians of {samples} rounds. {machine.line(measured_on)}; `{command}`."])
 
 
-def put(text: str, content: str) -> str:
-    """Put the table between its markers.
-
-    Raises
-    ------
-    ValueError
-        If they are not there once each, in this order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{PAGE.name}: expected {BEGIN} and {END} once each, in this order")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.batch", description=__doc__)
@@ -117,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = table(records, measured_on)
     print(content)
     if not given.quick:
-        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
+        put(PAGE, "batch", content)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import RESULTS, ROOT, machine
 from bench.measure import Peer, expect_equal, interleave
-from bench.pages import factor, number
+from bench.pages import factor, number, put
 from bench.records import Record, read, record, single, write
 
 IMAGES = 96
@@ -30,7 +30,7 @@ PROMPT = "Describe this image."
 LOOP, BATCHED, RUN = "explain(), one after the other", f"explain_batch(batch_size={BATCH})", "dataset.run"
 RESUME, OPEN, FIND = "a finished job is found finished", "the index is opened", "a first row is looked up by its id"
 ONE, TWO = "one Ray worker", "two Ray workers"
-PAGE, BEGIN, END = ROOT / "docs" / "datasets.md", "<!-- dataset -->", "<!-- /dataset -->"
+PAGE = ROOT / "docs" / "datasets.md"
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -171,20 +171,6 @@ def table(records: Sequence[Record], measured_on: dict[str, str]) -> str:
     return "\n".join([*lines, "", f"{machine.line(measured_on)}; `python -m bench.dataset`."])
 
 
-def put(text: str, content: str) -> str:
-    """Put the tables between their markers.
-
-    Raises
-    ------
-    ValueError
-        If they are not there once each, in this order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{PAGE.name}: expected {BEGIN} and {END} once each, in this order")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.dataset", description=__doc__)
@@ -215,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = table(records, measured_on)
     print(content)
     if not given.quick:
-        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
+        put(PAGE, "dataset", content)
     return 0
 
 

@@ -424,3 +424,19 @@ def update(root: Path, results: Results, of_gpu: Results | None = None) -> list[
 def markers(pages: Texts) -> list[str]:
     """Names of the markers on some pages."""
     return [name for text in pages.values() for name in re.findall(r"<!-- bench:(\S+) -->", text)]
+
+
+def put(page: Path, name: str, content: str) -> None:
+    """Put tables between a page's markers ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises
+    ------
+    ValueError
+        If they are not there once each, in this order.
+    """
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{page.name}: expected {begin} and {end} once each, in this order")
+    head, rest = text.split(begin)
+    page.write_text(f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}", encoding="utf-8")

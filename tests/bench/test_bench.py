@@ -421,3 +421,15 @@ def test_the_page_shows_what_methods_cost() -> None:
         "Medians of 1 to 5 turns, 2 threads, the processor's time. Left out: cam (345 visual tokens): it takes long."
         in made
     )
+
+
+def test_tables_are_put_between_their_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- some -->\nold\n<!-- /some -->\nb\n", encoding="utf-8")
+    pages.put(page, "some", "new\nlines")
+    assert page.read_text(encoding="utf-8") == "a\n<!-- some -->\nnew\nlines\n<!-- /some -->\nb\n"
+    for text in ("", "<!-- /some --><!-- some -->", "<!-- some --><!-- some --><!-- /some -->"):
+        page.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"page\.md: expected <!-- some --> and <!-- /some --> once each"):
+            pages.put(page, "some", "new")
+        assert page.read_text(encoding="utf-8") == text
